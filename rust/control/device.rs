@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `/dev/kvmate`: the ioctls of `uapi/kvmate.h`.
+
+use crate::{
+    pure::text,
+    see::Exits,
+    wrap::{capability, uabi},
+};
+use kernel::{
+    fs::File,
+    miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
+    prelude::*,
+    uaccess::{UserPtr, UserSlice},
+};
+
+/// The registered device. The node is 0600, and an open descriptor holds the module.
+pub(crate) struct Device;
+
+/// What an open descriptor is: nothing to keep yet.
+pub(crate) struct Session;
+
+/// The registration that [`Device::register`] gives.
+pub(crate) type Registration = MiscDeviceRegistration<Session>;
+
+impl Device {
+    /// Make `/dev/kvmate`.
+    pub(crate) fn register() -> Result<Pin<KBox<Registration>>> {
+        KBox::pin_init(
+            MiscDeviceRegistration::register(MiscDeviceOptions { name: c"kvmate" }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+#[vtable]
+impl MiscDevice for Session {
+    type Ptr = KBox<Self>;
+
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
+        if !capability::sys_admin() {
+            return Err(EPERM);
+        }
+        Ok(KBox::new(Self, GFP_KERNEL)?)
+    }
+
+    fn ioctl(_session: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            uabi::GET_INFO => get_info(UserSlice::new(
+                UserPtr::from_addr(arg),
+                size_of::<uabi::Info>(),
+            )),
+            _ => Err(ENOTTY),
+        }
+    }
+}
+
+/// `KVMATE_GET_INFO`
+fn get_info(argument: UserSlice) -> Result<isize> {
+    let (mut reader, mut writer) = argument.reader_writer();
+    let asked: uabi::Info = reader.read()?;
+    if asked.flags != 0 || asked.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let mut features = 0;
+    if Exits::possible() {
+        features |= uabi::FEATURE_KVM | uabi::FEATURE_EXITS;
+    }
+    writer.write(&uabi::Info {
+        flags: 0,
+        reserved: 0,
+        features: features.into(),
+        version: text::fixed(uabi::VERSION),
+        release: text::fixed(uabi::release().to_bytes()),
+    })?;
+    Ok(0)
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What stands under `knobs/`: each file a value that can be read, set and takes effect at once.
+//!
+//! A knob for which every byte is legal, and which is merely read where it matters, is made with
+//! `debugfs_create_u8()`; one with a range or an effect has a setter here, in the same format:
+//! outside its range it answers `EINVAL` and changes nothing.
+
+use crate::{
+    pure::range::Range,
+    see::Exits,
+    wrap::{byte::SharedByte, debugfs::Number},
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// `observe`: whether VM exits are counted.
+pub(super) const OBSERVE: Range = Range::SWITCH;
+
+/// `verbose`, and who asks it: whether changes are told in the log.
+#[derive(Clone)]
+pub(super) struct Log {
+    verbose: Arc<SharedByte>,
+}
+
+impl Log {
+    pub(super) fn new(verbose: Arc<SharedByte>) -> Self {
+        Self { verbose }
+    }
+
+    pub(super) fn byte(&self) -> Arc<SharedByte> {
+        self.verbose.clone()
+    }
+
+    fn change(&self, knob: &str, from: u64, to: u64) {
+        if self.verbose.load() != 0 {
+            pr_info!("knobs/{knob}: {from} -> {to}\n");
+        }
+    }
+}
+
+/// The knob `observe`.
+pub(super) struct Observe {
+    pub(super) log: Log,
+    pub(super) exits: Arc<Exits>,
+}
+
+impl Number for Observe {
+    fn get(&self) -> u64 {
+        self.exits.observing().into()
+    }
+
+    /// `EINVAL`: neither 0 nor 1. `ENODEV`: 1 without kvm.
+    fn set(&self, value: u64) -> Result {
+        if !OBSERVE.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.exits.observe(value == 1)?;
+        self.log.change("observe", before.into(), value);
+        Ok(())
+    }
+}

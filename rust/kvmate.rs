@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+//! kvmate: the companion that KVM and VMM developers load beside an unpatched KVM.
+//!
+//! # Layers
+//!
+//! - [`raw`]: what bindgen made of the headers, and the C shim's declarations.
+//! - [`wrap`]: one kernel object a file; owns it, states its invariants, is safe to use, decides
+//!   nothing. All `unsafe` ends here.
+//! - The product, without `unsafe`: [`control`] (the debugfs tree, knobs, `/dev/kvmate`) and
+//!   [`see`] (what guests make KVM do).
+//! - [`pure`]: what follows from values alone; it also builds and is tested in user space.
+//!
+//! # Life
+//!
+//! [`Kvmate`] owns everything, and its fields' order is the order of the end: first the ways in
+//! (device, files), so that no call can come; then the probes, after which no probe runs; then
+//! what they wrote to. Lock order: a knob's own file mutex (VFS), then [`see::Exits`]'s. No lock
+//! is ever taken in a probe.
+
+use kernel::prelude::*;
+
+#[forbid(unsafe_code)]
+mod control;
+// `pub` there is for the user-space crate.
+#[allow(unreachable_pub)]
+#[forbid(unsafe_code)]
+mod pure;
+mod raw;
+#[forbid(unsafe_code)]
+mod see;
+mod wrap;
+
+module! {
+    type: Kvmate,
+    name: "kvmate",
+    authors: ["The kvmate developers"],
+    description: "See, poke and hold what KVM runs",
+    license: "GPL",
+    params: {
+        observe: u64 {
+            default: 1,
+            description: "Count VM exits from load on: 0 or 1 (knobs/observe)",
+        },
+        verbose: u8 {
+            default: 0,
+            description: "Not 0: a line in the log for each change of a knob (knobs/verbose)",
+        },
+    },
+}
+
+/// The loaded module.
+struct Kvmate {
+    _device: Pin<KBox<control::Registration>>,
+    _tree: control::Tree,
+    _state: control::State,
+}
+
+impl kernel::Module for Kvmate {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let state = control::State::new(
+            module_parameters::observe.value(),
+            module_parameters::verbose.value(),
+        )?;
+        let tree = control::Tree::new(&state)?;
+        let device = control::Device::register()?;
+        Ok(Self {
+            _device: device,
+            _tree: tree,
+            _state: state,
+        })
+    }
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What follows from values alone: no kernel, no state.
+//!
+//! The module compiles this folder as its `pure`, user space as the crate `kvmate-pure`, where its
+//! tests run.
+
+pub mod range;
+pub mod text;

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* C that Rust cannot say: weak symbols, inlines and macros. No logic. */
+#ifndef _KVMATE_SHIM_H
+#define _KVMATE_SHIM_H
+
+#include <linux/tracepoint.h>
+#include <linux/types.h>
+
+extern const char kvmate_vermagic[];
+extern const char kvmate_release[];
+
+struct tracepoint *kvmate_tracepoint_kvm_exit(void);
+void kvmate_tracepoint_synchronize(void);
+
+void __percpu *kvmate_percpu_alloc(size_t size, size_t align);
+void *kvmate_percpu_ptr(void __percpu *p, unsigned int cpu);
+unsigned int kvmate_next_possible_cpu(unsigned int from);
+
+#endif /* _KVMATE_SHIM_H */

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The types and numbers of `uapi/kvmate.h`, and that they may cross to user space byte for byte.
+
+use crate::raw;
+use kernel::{
+    str::CStr,
+    transmute::{AsBytes, FromBytes},
+};
+
+pub(crate) use crate::raw::{
+    kvmate_info as Info, KVMATE_FEATURE_EXITS as FEATURE_EXITS, KVMATE_FEATURE_KVM as FEATURE_KVM,
+    KVMATE_GET_INFO as GET_INFO, KVMATE_VERSION as VERSION,
+};
+
+// SAFETY: Integers and byte arrays only, every bit pattern is one, and there is no padding: the sizes
+// of the fields (4, 4, 8, 32, 80) add up to the size of the whole.
+unsafe impl FromBytes for Info {}
+// SAFETY: As above.
+unsafe impl AsBytes for Info {}
+const _: () = assert!(size_of::<Info>() == 4 + 4 + 8 + 32 + 80);
+
+/// The vermagic text that this module was built with.
+pub(crate) fn vermagic() -> &'static CStr {
+    // SAFETY: A constant of the shim's that ends with a zero byte and lives as long as the module.
+    unsafe { CStr::from_ptr(raw::kvmate_vermagic.as_ptr().cast()) }
+}
+
+/// The kernel release that this module was built for.
+pub(crate) fn release() -> &'static CStr {
+    // SAFETY: As for `vermagic`.
+    unsafe { CStr::from_ptr(raw::kvmate_release.as_ptr().cast()) }
+}

@@ -1,0 +1,38 @@
+# shellcheck shell=bash disable=SC2154 # sourced by scripts/vm, whose variables these are
+# SPDX-License-Identifier: GPL-2.0
+# The machine for --cpu svm: QEMU. TCG emulates SVM with nested paging; one thread for all
+# processors, because with several the guest kernel's self-modification is not always safe.
+
+machine_prepare() {
+	accel=(-accel tcg,thread=single -cpu "max$flags")
+	[ "${ACCEL:-tcg}" != kvm ] || accel=(-accel kvm -cpu "host$flags")
+	case ${ACCEL:-tcg} in tcg | kvm) ;; *) die "ACCEL=$ACCEL: tcg or kvm" ;; esac
+	[ "${ACCEL:-tcg}" = tcg ] || [ -n "${KV_TRIAL-}" ] || trial_boot
+}
+
+# A /dev/kvm that opens proves nothing: boot a guest on it and see KVM load in there.
+trial_boot() {
+	local why
+	[ -c /dev/kvm ] || die "ACCEL=kvm refused: this machine has no /dev/kvm"
+	why=$(KV_TRIAL=1 "$KV_TOP/scripts/vm" run --kernel "$kernel" --timeout 60 -- test -c /dev/kvm 2>&1) ||
+		die "ACCEL=kvm refused: a trial boot failed: $(tail -n 1 <<<"$why")"
+}
+
+machine_start() {
+	local ports
+	if [ "$mode" = shell ]; then
+		ports=(-chardev stdio,mux=on,id=out,signal=off -mon chardev=out -chardev null,id=err)
+	else
+		ports=(-chardev "file,id=out,path=$run/out,append=on" -chardev "file,id=err,path=$run/err,append=on")
+	fi
+	KV_BIND="$dir/boot/lib/modules=/lib/modules${share:+:$share=/share}" exec_or_run "$enter" qemu-system-x86_64 \
+		-nodefaults -no-reboot -display none -machine pc -m "$mem" -smp "$smp" "${accel[@]}" \
+		-kernel "$dir/boot/bzImage" -initrd "$run/initrd.cpio" -append "$arguments" \
+		-chardev "file,id=console,path=$log" -serial chardev:console \
+		"${ports[@]}" -serial chardev:out -serial chardev:err \
+		-fsdev local,id=root,path=/,security_model=none,readonly=on,multidevs=remap \
+		-device virtio-9p-pci,fsdev=root,mount_tag=root
+}
+
+# A machine in the background replaces its shell, so that ending it ends QEMU.
+exec_or_run() { if [ "$mode" = shell ]; then "$@"; else exec "$@"; fi; }
