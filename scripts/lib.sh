@@ -17,6 +17,15 @@ KV_ME=${KV_ME:-$(basename "$0")}
 KV_JOBS=${KVMATE_JOBS:-$(($(nproc) + 1))}
 export KVMATE_CACHE=$KV_CACHE
 
+# However a script ends, what it started in the background ends too.
+end_jobs() {
+	local job
+	for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done
+}
+trap end_jobs EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
 say() { printf '%s: %s\n' "$KV_ME" "$*" >&2; }
 die() { printf '%s: error: %s\n' "$KV_ME" "$*" >&2; exit 1; }
 

@@ -8,13 +8,13 @@
 make_squashfs() {
 	local out=$1
 	long_step "root for Bochs (squashfs)" "$KV_CACHE/log/squashfs" 0 \
-		"$enter" mksquashfs / "$out.part" -comp lz4 -noappend -no-progress -one-file-system \
+		"$enter" mksquashfs "$("$KV_TOP/scripts/toolchain")" "$out.part" -comp lz4 -noappend -no-progress \
 		-wildcards -e 'usr/lib/gcc*' 'usr/lib/rustlib' 'usr/src' 'usr/include' 'usr/share/doc' \
 		'usr/share/man' 'usr/share/locale' 'usr/share/qemu*' 'usr/share/bochs' 'usr/share/cargo' \
 		'usr/share/perl*' 'usr/lib/x86_64-linux-gnu/*.a' 'usr/lib/x86_64-linux-gnu/librustc*' \
 		'usr/lib/x86_64-linux-gnu/libclang*' 'usr/bin/qemu-*' 'usr/bin/bochs*' 'usr/bin/cargo' \
 		'usr/lib/llvm-19/bin' 'usr/lib/llvm-19/include' 'usr/lib/llvm-19/lib/*.a' 'usr/lib/git-core' \
-		'var/cache' 'var/lib/apt' 'proc/*' 'dev/*' 'sys/*' 'tmp/*' 'root/*' 'work/*' || return 1
+		'var/cache' 'var/lib/apt' 'dev/*' 'root/*' || return 1
 	mv "$out.part" "$out"
 }
 

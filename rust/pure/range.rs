@@ -43,7 +43,10 @@ mod tests {
 
     #[test]
     fn whole_range() {
-        let range = Range { min: 0, max: u64::MAX };
+        let range = Range {
+            min: 0,
+            max: u64::MAX,
+        };
         assert!(range.contains(0) && range.contains(u64::MAX));
     }
 }

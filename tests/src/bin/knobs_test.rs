@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The debugfs tree: names, modes, formats, what knobs take and refuse, and that they act at once.
+
+use anyhow::{ensure, Context, Result};
+use kvmate_tests::{
+    ensure_eq, ktap,
+    module::{Kvmate, Log, WithoutKvm, DEBUGFS},
+};
+use nix::errno::Errno;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::ExitCode};
+
+fn main() -> ExitCode {
+    ktap::main(&[
+        ("tree", tree),
+        ("tables_are_read_only", tables_are_read_only),
+        ("version", version),
+        ("vermagic_is_the_modules", vermagic_is_the_modules),
+        ("observe_refuses", observe_refuses),
+        ("observe_takes", observe_takes),
+        ("observe_without_kvm", observe_without_kvm),
+        ("verbose_takes_every_byte", verbose_takes_every_byte),
+        ("verbose_acts_at_once", verbose_acts_at_once),
+        ("parameters_set_knobs", parameters_set_knobs),
+    ])
+}
+
+fn mode(name: &str) -> Result<u32> {
+    let metadata = fs::metadata(Path::new(DEBUGFS).join(name)).with_context(|| name.to_owned())?;
+    Ok(metadata.permissions().mode() & 0o7777)
+}
+
+fn names(folder: &str) -> Result<Vec<String>> {
+    let mut names: Vec<_> = fs::read_dir(Path::new(DEBUGFS).join(folder))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.sort();
+    Ok(names)
+}
+
+fn tree() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    ensure_eq!(
+        names("")?,
+        ["exits", "knobs", "vermagic", "version"],
+        "files"
+    );
+    ensure_eq!(names("knobs")?, ["observe", "verbose"], "knobs");
+    for table in ["exits", "vermagic", "version"] {
+        ensure_eq!(mode(table)?, 0o444, "mode of {table}");
+    }
+    for knob in ["knobs/observe", "knobs/verbose"] {
+        ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");
+    }
+    kvmate.unload()
+}
+
+/// Write and expect an errno.
+fn refused(kvmate: &Kvmate, name: &str, value: &str, expected: Errno) -> Result<()> {
+    match kvmate.write(name, value) {
+        Ok(()) => anyhow::bail!("{name} took {value:?}"),
+        Err(error) => {
+            let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+            ensure_eq!(errno, expected, "{name} given {value:?}");
+            Ok(())
+        }
+    }
+}
+
+fn tables_are_read_only() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let before = kvmate.read("version")?;
+    // Root passes over the mode; there is no write operation behind it.
+    refused(&kvmate, "version", "x", Errno::EINVAL)?;
+    ensure_eq!(kvmate.read("version")?, before, "version");
+    kvmate.unload()
+}
+
+fn version() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let expected = kvmate_uapi::KVMATE_VERSION.to_str()?;
+    ensure_eq!(kvmate.read("version")?, expected, "version");
+    let sysfs = fs::read_to_string("/sys/module/kvmate/version")?;
+    ensure_eq!(sysfs.trim_end(), expected, "/sys/module/kvmate/version");
+    kvmate.unload()
+}
+
+fn vermagic_is_the_modules() -> Result<()> {
+    let path = kvmate_tests::module::path()?;
+    let modinfo = std::process::Command::new("modinfo")
+        .args(["-F", "vermagic"])
+        .arg(path)
+        .output()
+        .context("modinfo")?;
+    let expected = String::from_utf8(modinfo.stdout)?;
+    let kvmate = Kvmate::load("")?;
+    let release = nix::sys::utsname::uname()?
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let found = kvmate.read("vermagic")?;
+    ensure_eq!(found.trim_end(), expected.trim_end(), "vermagic");
+    ensure!(
+        found.starts_with(&format!("{release} ")),
+        "{found} is not for {release}"
+    );
+    kvmate.unload()
+}
+
+fn observe_refuses() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    for bad in [
+        "2",
+        "255",
+        "256",
+        "-1",
+        "",
+        "x",
+        "1x",
+        "18446744073709551616",
+        "0x100",
+    ] {
+        for before in ["0", "1"] {
+            kvmate.write("knobs/observe", before)?;
+            if bad.is_empty() {
+                continue; // a write of nothing never reaches the file
+            }
+            refused(&kvmate, "knobs/observe", bad, Errno::EINVAL).or_else(|e| match bad {
+                // What kstrtoull() itself calls out of range.
+                "18446744073709551616" => refused(&kvmate, "knobs/observe", bad, Errno::ERANGE),
+                _ => Err(e),
+            })?;
+            ensure_eq!(
+                kvmate.read("knobs/observe")?,
+                before,
+                "observe after {bad:?}"
+            );
+        }
+    }
+    kvmate.unload()
+}
+
+fn observe_takes() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    for (value, expected) in [
+        ("0", "0"),
+        ("1\n", "1"),
+        ("0x0", "0"),
+        ("01", "1"),
+        ("1", "1"),
+    ] {
+        kvmate
+            .write("knobs/observe", value)
+            .with_context(|| format!("observe {value:?}"))?;
+        ensure_eq!(
+            kvmate.read("knobs/observe")?,
+            expected,
+            "observe after {value:?}"
+        );
+    }
+    kvmate.unload()
+}
+
+fn observe_without_kvm() -> Result<()> {
+    let _kvm = WithoutKvm::new()?;
+    let kvmate = Kvmate::load("")?;
+    ensure_eq!(kvmate.read("knobs/observe")?, "0", "observe without kvm");
+    refused(&kvmate, "knobs/observe", "1", Errno::ENODEV)?;
+    refused(&kvmate, "knobs/observe", "2", Errno::EINVAL)?;
+    kvmate
+        .write("knobs/observe", "0")
+        .context("observe 0 without kvm")?;
+    kvmate.unload()
+}
+
+fn verbose_takes_every_byte() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    for value in 0..=255 {
+        kvmate.write("knobs/verbose", &value.to_string())?;
+        ensure_eq!(kvmate.read("knobs/verbose")?, value.to_string(), "verbose");
+    }
+    // debugfs_create_u8()'s own rule, documented: the low byte is taken.
+    kvmate.write("knobs/verbose", "257")?;
+    ensure_eq!(kvmate.read("knobs/verbose")?, "1", "verbose after 257");
+    kvmate.unload()
+}
+
+fn verbose_acts_at_once() -> Result<()> {
+    let kvmate = Kvmate::load("observe=0")?;
+    let mut log = Log::from_now()?;
+    kvmate.write("knobs/observe", "1")?;
+    ensure_eq!(log.ours()?, [""; 0], "messages while quiet");
+    kvmate.write("knobs/verbose", "7")?;
+    kvmate.write("knobs/observe", "0")?;
+    ensure_eq!(
+        log.ours()?,
+        ["knobs/observe: 1 -> 0"],
+        "messages while verbose"
+    );
+    kvmate.write("knobs/verbose", "0")?;
+    kvmate.write("knobs/observe", "1")?;
+    ensure_eq!(log.ours()?, [""; 0], "messages when quiet again");
+    kvmate.unload()
+}
+
+fn parameters_set_knobs() -> Result<()> {
+    let kvmate = Kvmate::load("observe=0 verbose=200")?;
+    ensure_eq!(kvmate.read("knobs/observe")?, "0", "observe");
+    ensure_eq!(kvmate.read("knobs/verbose")?, "200", "verbose");
+    kvmate.unload()
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A guest in long mode with an IDT and its LAPIC on, that counts interrupts by vector.
+//!
+//! It halts with interrupts enabled, and every interrupt adds one to its vector's counter and is
+//! ended (EOI). When the counter of the chosen vector reaches the chosen count, it writes to
+//! [`DONE`]. An exception makes it write its vector to [`FAULT`].
+
+use super::{Memory, Vm};
+use anyhow::{bail, Context, Result};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::arch::global_asm;
+
+/// The port written when the guest has counted what it waits for.
+pub const DONE: u16 = 0x11;
+/// The port written with the vector of an exception.
+pub const FAULT: u16 = 0x12;
+
+// Guest-physical addresses; memory is mapped as it is, 0 to 1 GiB and the LAPIC's gigabyte.
+const PML4: usize = 0x1000;
+const PDPT: usize = 0x2000;
+const PD_LOW: usize = 0x3000;
+const PD_LAPIC: usize = 0x4000;
+const GDT: usize = 0x5000;
+const IDT: usize = 0x6000;
+const COUNTERS: usize = 0x8000;
+const CODE: usize = 0x10000;
+const STACKS: usize = 0x20000;
+
+/// How much memory such a VM needs.
+pub const MEMORY: usize = 4 << 20;
+
+// The LAPIC's registers are at 0xfee00000. RBX: the count waited for, RSI: the counter's address,
+// R8: the table of counters, R9: the LAPIC.
+global_asm!(
+    ".code64",
+    ".balign 16",
+    "kvmate_long_start:",
+    "   movl    $0x1ff, 0xf0(%r9)", // spurious vector 0xff, LAPIC on
+    "1: cli",
+    "   cmpq    %rbx, (%rsi)",
+    "   jae     2f",
+    "   sti",
+    "   hlt", // an interrupt between sti and hlt waits for hlt
+    "   jmp     1b",
+    "2: outb    %al, $0x11",
+    "   jmp     1b",
+    // One stub a vector, 16 bytes each; exceptions with an error code have it under the vector.
+    ".balign 16",
+    "kvmate_long_stubs:",
+    ".set kvmate_long_vector, 0",
+    ".rept 256",
+    "   .balign 16",
+    "   pushq   $kvmate_long_vector",
+    "   jmp     kvmate_long_common",
+    "   .set kvmate_long_vector, kvmate_long_vector + 1",
+    ".endr",
+    "kvmate_long_common:",
+    "   xchgq   %rax, (%rsp)",
+    "   cmpb    $2, %al",
+    "   je      3f", // NMI: counted, no EOI
+    "   cmpb    $32, %al",
+    "   jae     4f",
+    "   outb    %al, $0x12",
+    "   hlt",
+    "3: lock incq (%r8,%rax,8)",
+    "   popq    %rax",
+    "   iretq",
+    "4: lock incq (%r8,%rax,8)",
+    "   movl    $0, 0xb0(%r9)",
+    "   popq    %rax",
+    "   iretq",
+    "kvmate_long_end:",
+    options(att_syntax)
+);
+
+extern "C" {
+    static kvmate_long_start: u8;
+    static kvmate_long_stubs: u8;
+    static kvmate_long_end: u8;
+}
+
+fn code() -> &'static [u8] {
+    let (start, end) = (&raw const kvmate_long_start, &raw const kvmate_long_end);
+    // SAFETY: The labels enclose the guest's code in the text section, in this order.
+    unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }
+}
+
+fn stubs() -> usize {
+    // SAFETY: Two labels of the same code.
+    CODE + unsafe { (&raw const kvmate_long_stubs).offset_from(&raw const kvmate_long_start) }
+        as usize
+}
+
+/// Build tables and code in the VM's memory.
+pub fn load(vm: &Vm) {
+    let table = |address: usize, entries: &[u64]| {
+        let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_le_bytes()).collect();
+        vm.memory.write(address, &bytes);
+    };
+    const PRESENT_WRITABLE: u64 = 0b11;
+    const HUGE: u64 = 1 << 7;
+    const UNCACHED: u64 = 1 << 4;
+    let directory = |base: u64, flags: u64| -> Vec<u64> {
+        (0..512)
+            .map(|i| (base + (i << 21)) | flags | HUGE | PRESENT_WRITABLE)
+            .collect()
+    };
+    table(PML4, &[PDPT as u64 | PRESENT_WRITABLE]);
+    let pdpt = [
+        PD_LOW as u64 | PRESENT_WRITABLE,
+        0,
+        0,
+        PD_LAPIC as u64 | PRESENT_WRITABLE,
+    ];
+    table(PDPT, &pdpt);
+    table(PD_LOW, &directory(0, 0));
+    table(PD_LAPIC, &directory(3 << 30, UNCACHED));
+    // Null, 64-bit code, data.
+    table(GDT, &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    let gates: Vec<u64> = (0..256)
+        .flat_map(|vector| {
+            let handler = (stubs() + 16 * vector) as u64;
+            let (selector, interrupt_gate) = (8u64 << 16, 0x8e00u64 << 32);
+            let low =
+                (handler & 0xffff) | selector | interrupt_gate | ((handler & 0xffff_0000) << 32);
+            [low, handler >> 32]
+        })
+        .collect();
+    table(IDT, &gates);
+    vm.memory.write(CODE, code());
+}
+
+/// Set a vCPU to the start, to count `count` interrupts of `vector`.
+pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
+    let mut sregs = vcpu.get_sregs()?;
+    let flat = |selector: u16, type_: u8| kvm_segment {
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        l: 1,
+        ..flat(8, 0xb)
+    };
+    let data = kvm_segment {
+        db: 1,
+        ..flat(16, 3)
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.gdt = kvm_dtable {
+        base: GDT as u64,
+        limit: 23,
+        ..Default::default()
+    };
+    sregs.idt = kvm_dtable {
+        base: IDT as u64,
+        limit: 4095,
+        ..Default::default()
+    };
+    sregs.cr3 = PML4 as u64;
+    sregs.cr4 |= 1 << 5; // PAE
+    sregs.cr0 |= 1 << 31 | 1; // paging, protection
+    sregs.efer |= 1 << 8 | 1 << 10; // long mode, enabled and active
+    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    vcpu.set_regs(&kvm_regs {
+        rip: CODE as u64,
+        rsp: (STACKS + 0x1000 * (id + 1)) as u64,
+        rflags: 2,
+        rbx: count,
+        rsi: (COUNTERS + 8 * usize::from(vector)) as u64,
+        r8: COUNTERS as u64,
+        r9: 0xfee0_0000,
+        ..Default::default()
+    })?;
+    Ok(())
+}
+
+/// How often the guest has seen a vector.
+pub fn seen(memory: &Memory, vector: u8) -> u64 {
+    memory.word(COUNTERS + 8 * usize::from(vector))
+}
+
+/// Run until the guest has counted enough.
+pub fn run(vcpu: &mut VcpuFd) -> Result<()> {
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(DONE, _)) => return Ok(()),
+            Ok(VcpuExit::IoOut(FAULT, data)) => bail!("the guest took exception {data:?}"),
+            Ok(other) => bail!("unexpected exit to user space: {other:?}"),
+            Err(error) if error.errno() == nix::libc::EINTR => continue,
+            Err(error) => return Err(error).context("KVM_RUN"),
+        }
+    }
+}

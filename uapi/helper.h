@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* For user-space bindgen: kvmate.h, and the macros of it that bindgen cannot evaluate. */
+#include "kvmate.h"
+
+static const __u64 KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
