@@ -5,6 +5,7 @@
 //! there, so that a pointer from one side is a pointer on the other.
 #![allow(
     clippy::all,
+    clippy::undocumented_unsafe_blocks,
     dead_code,
     improper_ctypes,
     missing_docs,

@@ -13,12 +13,6 @@ MODULE_VERSION(KVMATE_VERSION);
 const char kvmate_vermagic[] = VERMAGIC_STRING;
 const char kvmate_release[] = UTS_RELEASE;
 
-/*
- * Weak, so that kvmate loads where kvm is not. Where it is, the reference makes kvmate a user of
- * kvm.ko (never of kvm_amd or kvm_intel), so what is linked here stays while kvmate is loaded.
- */
-extern struct tracepoint __tracepoint_kvm_exit __weak;
-
 struct tracepoint *kvmate_tracepoint_kvm_exit(void)
 {
 	return &__tracepoint_kvm_exit;

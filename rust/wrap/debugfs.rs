@@ -67,8 +67,8 @@ impl Dir {
         let parent = parent.map_or(core::ptr::null_mut(), |dir| dir.0 .0);
         // SAFETY: `name` ends with a zero byte and is copied; `parent` is null or a dentry that its
         // `Dir` keeps.
-        let dentry =
-            from_err_ptr(unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) })?;
+        let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) };
+        let dentry = from_err_ptr(dentry)?;
         // INVARIANT: Just made, and nobody else knows it.
         Ok(Self(Dentry(dentry)))
     }

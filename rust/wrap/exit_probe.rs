@@ -62,7 +62,11 @@ impl<T: OnExit> Drop for ExitProbe<T> {
     fn drop(&mut self) {
         // SAFETY: Registered with just these (type invariant).
         let unregistered = unsafe {
-            bindings::tracepoint_probe_unregister(tracepoint(), Self::function(), data(&self.target))
+            bindings::tracepoint_probe_unregister(
+                tracepoint(),
+                Self::function(),
+                data(&self.target),
+            )
         };
         debug_assert_eq!(unregistered, 0);
         // SAFETY: Process context; waits until no CPU runs a probe that was registered before.

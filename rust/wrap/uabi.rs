@@ -3,7 +3,7 @@
 
 use crate::raw;
 use kernel::{
-    str::CStr,
+    str::{CStr, CStrExt as _},
     transmute::{AsBytes, FromBytes},
 };
 
@@ -22,11 +22,11 @@ const _: () = assert!(size_of::<Info>() == 4 + 4 + 8 + 32 + 80);
 /// The vermagic text that this module was built with.
 pub(crate) fn vermagic() -> &'static CStr {
     // SAFETY: A constant of the shim's that ends with a zero byte and lives as long as the module.
-    unsafe { CStr::from_ptr(raw::kvmate_vermagic.as_ptr().cast()) }
+    unsafe { CStr::from_char_ptr(raw::kvmate_vermagic.as_ptr()) }
 }
 
 /// The kernel release that this module was built for.
 pub(crate) fn release() -> &'static CStr {
     // SAFETY: As for `vermagic`.
-    unsafe { CStr::from_ptr(raw::kvmate_release.as_ptr().cast()) }
+    unsafe { CStr::from_char_ptr(raw::kvmate_release.as_ptr()) }
 }

@@ -28,6 +28,13 @@ pub fn path() -> Result<PathBuf> {
         .into())
 }
 
+/// A signed copy of it.
+pub fn signed_path() -> Result<PathBuf> {
+    let plain = path()?;
+    let folder = plain.parent().context("KVMATE_KO is no path of a file")?;
+    Ok(folder.join("signed/kvmate.ko"))
+}
+
 /// Whether a module of that name is loaded.
 pub fn is_loaded(name: &str) -> bool {
     Path::new("/sys/module")
@@ -55,8 +62,12 @@ pub struct Kvmate(());
 impl Kvmate {
     /// Load with parameters, as `insmod kvmate.ko PARAMETERS` does.
     pub fn load(parameters: &str) -> Result<Self> {
-        load_file(&path()?, parameters)
-            .with_context(|| format!("insmod kvmate.ko {parameters}"))?;
+        Self::load_from(&path()?, parameters)
+    }
+
+    /// Load another file of the module.
+    pub fn load_from(file: &Path, parameters: &str) -> Result<Self> {
+        load_file(file, parameters).with_context(|| format!("insmod kvmate.ko {parameters}"))?;
         Ok(Self(()))
     }
 

@@ -164,8 +164,8 @@ pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
     };
     sregs.cr3 = PML4 as u64;
     sregs.cr4 |= 1 << 5; // PAE
-    sregs.cr0 |= 1 << 31 | 1; // paging, protection
-    sregs.efer |= 1 << 8 | 1 << 10; // long mode, enabled and active
+    sregs.cr0 |= (1 << 31) | 1; // paging, protection
+    sregs.efer |= (1 << 8) | (1 << 10); // long mode, enabled and active
     vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
     vcpu.set_regs(&kvm_regs {
         rip: CODE as u64,
