@@ -7,6 +7,8 @@
 # nothing that a second one could mistake for finished.
 
 set -euo pipefail
+# Where a plain su leaves /usr/sbin out, chroot and others are there all the same.
+PATH=$PATH:/usr/sbin:/sbin
 
 KV_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 KV_CACHE=${KVMATE_CACHE:-${HOME:-/root}/.cache/kvmate}
@@ -17,10 +19,17 @@ KV_ME=${KV_ME:-$(basename "$0")}
 KV_JOBS=${KVMATE_JOBS:-$(($(nproc) + 1))}
 export KVMATE_CACHE=$KV_CACHE
 
-# However a script ends, what it started in the background ends too.
+# background CMD... : start it in a process group of its own; its number is in $!.
+background() {
+	set -m
+	"$@" &
+	set +m
+}
+
+# However a script ends, what it started in the background ends too, whole groups of it.
 end_jobs() {
 	local job
-	for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done
+	for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
 }
 trap end_jobs EXIT
 trap 'exit 130' INT
@@ -37,9 +46,11 @@ key() {
 	done | sha256sum | cut -c1-12
 }
 
-# with_lock NAME CMD... : one maker at a time of one product, whoever else shares the cache.
+# with_lock NAME CMD... : one maker at a time of one product, whoever else shares the cache. Called
+# plainly, a failure in CMD ends the script (set -e); behind || or in a condition CMD must mind its
+# failures itself, as the shell's rule is.
 with_lock() {
-	local name=$1 fd status=0
+	local name=$1 fd status
 	shift
 	mkdir -p "$KV_CACHE/locks"
 	exec {fd}>"$KV_CACHE/locks/$name"
@@ -47,7 +58,8 @@ with_lock() {
 		say "waiting for another run that makes $name"
 		flock "$fd"
 	fi
-	"$@" || status=$?
+	"$@"
+	status=$?
 	exec {fd}>&-
 	return "$status"
 }
@@ -60,7 +72,7 @@ long_step() {
 	shift 3
 	mkdir -p "$(dirname "$log")"
 	say "$label ..."
-	"$@" >"$log" 2>&1 </dev/null &
+	background "$@" >"$log" 2>&1 </dev/null
 	pid=$!
 	while kill -0 "$pid" 2>/dev/null; do
 		sleep 0.2

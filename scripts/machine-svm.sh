@@ -15,7 +15,7 @@ trial_boot() {
 	local why
 	[ -c /dev/kvm ] || die "ACCEL=kvm refused: this machine has no /dev/kvm"
 	why=$(KV_TRIAL=1 "$KV_TOP/scripts/vm" run --kernel "$kernel" --timeout 60 -- test -c /dev/kvm 2>&1) ||
-		die "ACCEL=kvm refused: a trial boot failed: $(tail -n 1 <<<"$why")"
+		die "ACCEL=kvm refused: a trial boot failed: $(tail -n 1 <<<"$why" | cut -c 1-100)"
 }
 
 machine_start() {

@@ -25,10 +25,9 @@ pub(crate) type Registration = MiscDeviceRegistration<Session>;
 impl Device {
     /// Make `/dev/kvmate`.
     pub(crate) fn register() -> Result<Pin<KBox<Registration>>> {
-        KBox::pin_init(
-            MiscDeviceRegistration::register(MiscDeviceOptions { name: c"kvmate" }),
-            GFP_KERNEL,
-        )
+        let options = MiscDeviceOptions { name: c"kvmate" };
+        KBox::pin_init(MiscDeviceRegistration::register(options), GFP_KERNEL)
+            .inspect_err(|error| pr_err!("no /dev/kvmate: {error:?}\n"))
     }
 }
 

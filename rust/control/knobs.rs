@@ -31,7 +31,7 @@ impl Log {
     }
 
     fn change(&self, knob: &str, from: u64, to: u64) {
-        if self.verbose.load() != 0 {
+        if from != to && self.verbose.load() != 0 {
             pr_info!("knobs/{knob}: {from} -> {to}\n");
         }
     }

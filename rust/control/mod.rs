@@ -35,7 +35,9 @@ impl State {
         if !Exits::possible() {
             pr_info!("kvm is not loaded: VMs are not seen; load kvm, then kvmate again\n");
         } else if observe == 1 {
-            state.exits.observe(true)?;
+            state.exits.observe(true).inspect_err(|error| {
+                pr_err!("no probe on kvm_exit: {error:?}\n");
+            })?;
         }
         Ok(state)
     }

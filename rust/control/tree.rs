@@ -27,7 +27,7 @@ impl Tree {
     /// Make the tree.
     pub(crate) fn new(state: &State) -> Result<Self> {
         let root = Dir::new(c"kvmate", None).inspect_err(|error| {
-            pr_err!("no debugfs folder kvmate: {error:?} (CONFIG_DEBUG_FS?)\n");
+            pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
         })?;
         let tables = [
             File::table(c"version", &root, Arc::new(Version, GFP_KERNEL)?)?,

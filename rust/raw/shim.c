@@ -33,6 +33,11 @@ void *kvmate_percpu_ptr(void __percpu *p, unsigned int cpu)
 	return per_cpu_ptr(p, cpu);
 }
 
+unsigned int kvmate_nr_cpu_ids(void)
+{
+	return nr_cpu_ids;
+}
+
 unsigned int kvmate_next_possible_cpu(unsigned int from)
 {
 	return cpumask_next((int)from - 1, cpu_possible_mask);

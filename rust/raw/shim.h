@@ -15,11 +15,17 @@ extern const char kvmate_release[];
  */
 extern struct tracepoint __tracepoint_kvm_exit __weak;
 
+/* For the probe's prototype, which control-flow integrity compares by the types' names. */
+struct kvm_vcpu;
+typedef void (*kvmate_kvm_exit_probe)(void *data, struct kvm_vcpu *vcpu,
+				      unsigned int isa);
+
 struct tracepoint *kvmate_tracepoint_kvm_exit(void);
 void kvmate_tracepoint_synchronize(void);
 
 void __percpu *kvmate_percpu_alloc(size_t size, size_t align);
 void *kvmate_percpu_ptr(void __percpu *p, unsigned int cpu);
+unsigned int kvmate_nr_cpu_ids(void);
 unsigned int kvmate_next_possible_cpu(unsigned int from);
 
 #endif /* _KVMATE_SHIM_H */

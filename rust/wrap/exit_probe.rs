@@ -50,7 +50,8 @@ impl<T: OnExit> ExitProbe<T> {
     }
 
     fn function() -> *mut c_void {
-        on_exit::<T> as *mut c_void
+        let probe: raw::kvmate_kvm_exit_probe = Some(on_exit::<T>);
+        probe.map_or(core::ptr::null_mut(), |probe| probe as *mut c_void)
     }
 }
 
@@ -74,12 +75,12 @@ impl<T: OnExit> Drop for ExitProbe<T> {
     }
 }
 
-/// The probe.
+/// The probe, and that it has the prototype that the tracepoint calls.
 ///
 /// # Safety
 ///
 /// `data` is that of a live [`ExitProbe<T>`].
-unsafe extern "C" fn on_exit<T: OnExit>(data: *mut c_void, _vcpu: *mut c_void, _isa: u32) {
+unsafe extern "C" fn on_exit<T: OnExit>(data: *mut c_void, _vcpu: *mut raw::kvm_vcpu, _isa: u32) {
     // SAFETY: The caller's promise: the probe is unregistered and waited for before `T` goes.
     unsafe { &*data.cast::<T>() }.on_exit();
 }

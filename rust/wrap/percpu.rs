@@ -52,8 +52,9 @@ impl PerCpuCounter {
         let mut sum = 0u64;
         // SAFETY: A look-up in a mask that does not change after boot.
         let mut cpu = unsafe { raw::kvmate_next_possible_cpu(0) };
-        // SAFETY: `nr_cpu_ids` is set once, at boot.
-        while cpu < unsafe { bindings::nr_cpu_ids } {
+        // SAFETY: Reads a number that is set once, at boot.
+        let end = unsafe { raw::kvmate_nr_cpu_ids() };
+        while cpu < end {
             // SAFETY: The cookie is live (type invariant) and `cpu` is a possible CPU.
             let part = unsafe { raw::kvmate_percpu_ptr(self.0, cpu) }.cast::<u64>();
             // SAFETY: `part` is that CPU's aligned `u64`; a volatile load of it is whole.

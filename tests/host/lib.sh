@@ -18,6 +18,9 @@ expect_in() {
 	case $2 in *"$3"*) ;; *) echo "$1: '$3' is not in: $2"; exit 1 ;; esac
 }
 
+# How many arguments of running programs have TEXT in them, of which the looking itself is none.
+processes() { cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | grep -cFf <(printf '%s\n' "$1") || true; }
+
 tests() {
 	local name number=0 failed=0 chosen=() said
 	for name in "$@"; do
