@@ -31,7 +31,6 @@ fn main() -> ExitCode {
         ("open_knob_holds_it", open_knob_holds_it),
         ("open_byte_knob_is_cut_off", open_byte_knob_is_cut_off),
         ("a_hundred_times", a_hundred_times),
-        ("allocation_failures", allocation_failures),
     ])
 }
 
@@ -261,51 +260,4 @@ fn a_hundred_times() -> Result<()> {
         kvmate.unload().with_context(|| format!("round {round}"))?;
     }
     Ok(())
-}
-
-/// Every allocation of a load fails once, one a load, until a load needs fewer: each is refused with
-/// ENOMEM and leaves nothing, and the next load is whole.
-fn allocation_failures() -> Result<()> {
-    let knob = Path::new("/proc/thread-self/fail-nth");
-    if !knob.exists() {
-        return ktap::skip("this kernel injects no faults (CONFIG_FAULT_INJECTION)");
-    }
-    // Failures are told with a back trace otherwise, which is what a mistake looks like.
-    for injector in ["failslab", "fail_page_alloc"] {
-        fs::write(format!("/sys/kernel/debug/{injector}/verbose"), "0")?;
-    }
-    fs::write("/sys/kernel/debug/failslab/ignore-gfp-wait", "N")?;
-    let path = module::path()?;
-    let mut failures = 0;
-    for nth in 1..3000 {
-        fs::write(knob, nth.to_string())?;
-        let found = module::load_file(&path, "");
-        let left: i32 = fs::read_to_string(knob)?.trim().parse()?;
-        fs::write(knob, "0")?;
-        match found {
-            Ok(()) => module::unload("kvmate")?,
-            Err(error) => {
-                failures += 1;
-                ensure!(left == 0, "{error} without an injected failure");
-                ensure!(
-                    matches!(
-                        error,
-                        Errno::ENOMEM | Errno::EEXIST | Errno::EINVAL | Errno::ENOEXEC
-                    ),
-                    "allocation {nth}: {error}"
-                );
-            }
-        }
-        for path in [DEBUGFS, DEVICE, "/sys/module/kvmate"] {
-            ensure!(
-                !Path::new(path).exists(),
-                "allocation {nth}: {path} is left"
-            );
-        }
-        if left != 0 {
-            ensure!(failures > 10, "only {failures} loads failed");
-            return Kvmate::load("")?.unload();
-        }
-    }
-    anyhow::bail!("a load with 3000 allocations")
 }
