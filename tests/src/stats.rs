@@ -3,14 +3,10 @@
 
 use anyhow::{ensure, Context, Result};
 use kvm_ioctls::VcpuFd;
-use nix::libc;
 use std::{
     collections::HashMap,
     fs::File,
-    os::{
-        fd::{AsRawFd, FromRawFd},
-        unix::fs::FileExt,
-    },
+    os::{fd::FromRawFd, unix::fs::FileExt},
 };
 
 mod numbers {
@@ -50,11 +46,6 @@ impl Stats {
         let mut value = [0; 8];
         self.file.read_exact_at(&mut value, *offset)?;
         Ok(u64::from_ne_bytes(value))
-    }
-
-    /// The descriptor, for messages.
-    pub fn fd(&self) -> libc::c_int {
-        self.file.as_raw_fd()
     }
 }
 

@@ -261,7 +261,7 @@ fn switching_under_load() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     under_load(|| {
         let mut last = 0;
-        for round in 0..100 {
+        for round in 0..40 {
             kvmate.write("knobs/observe", if round % 2 == 0 { "0" } else { "1" })?;
             let now = kvmate.exits()?;
             ensure!(now >= last, "the count went back from {last} to {now}");
@@ -279,7 +279,7 @@ fn switching_under_load() -> Result<()> {
 
 fn unload_under_load() -> Result<()> {
     under_load(|| {
-        for _ in 0..10 {
+        for _ in 0..6 {
             let kvmate = Kvmate::load("")?;
             thread::sleep(Duration::from_millis(5));
             kvmate.unload()?;

@@ -25,10 +25,6 @@ global_asm!(
     "   jnz     1b",
     "   hlt",
     "kvmate_real_cpuid_end:",
-    "kvmate_real_spin_start:",
-    "   pause",
-    "   jmp     kvmate_real_spin_start",
-    "kvmate_real_spin_end:",
     ".code64",
     options(att_syntax)
 );
@@ -43,8 +39,6 @@ pub enum Program {
     Out,
     /// Executes CPUID so many times: each an exit that KVM handles itself.
     Cpuid,
-    /// Spins for ever without an exit of its own.
-    Spin,
 }
 
 impl Program {
@@ -54,8 +48,6 @@ impl Program {
             static kvmate_real_out_end: u8;
             static kvmate_real_cpuid_start: u8;
             static kvmate_real_cpuid_end: u8;
-            static kvmate_real_spin_start: u8;
-            static kvmate_real_spin_end: u8;
         }
         let (start, end) = match self {
             Self::Out => (
@@ -65,10 +57,6 @@ impl Program {
             Self::Cpuid => (
                 &raw const kvmate_real_cpuid_start,
                 &raw const kvmate_real_cpuid_end,
-            ),
-            Self::Spin => (
-                &raw const kvmate_real_spin_start,
-                &raw const kvmate_real_spin_end,
             ),
         };
         // SAFETY: The labels enclose the code of one program in the text section, in this order.
