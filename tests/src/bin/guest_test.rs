@@ -22,12 +22,7 @@ fn main() -> ExitCode {
 }
 
 fn real_mode_writes_ports() -> Result<()> {
-    let vm = Vm::new(1 << 16, false)?;
-    real::load(&vm, real::Program::Out);
-    let mut vcpu = vm.vcpu(0)?;
-    real::start(&vcpu, 123)?;
-    ensure_eq!(guest::run(&mut vcpu, None)?, 123, "port writes");
-    Ok(())
+    real::write_ports(123)
 }
 
 fn real_mode_runs_again() -> Result<()> {

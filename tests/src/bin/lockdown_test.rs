@@ -6,7 +6,7 @@
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
-    guest::{self, real, Vm},
+    guest::real,
     ktap,
     module::{self, Kvmate, Log, DEBUGFS, DEVICE},
 };
@@ -94,27 +94,14 @@ fn knobs_are_eperm() -> Result<()> {
 
 fn parameters_still_set() -> Result<()> {
     let kvmate = Kvmate::load_from(&module::signed_path()?, "observe=0")?;
-    run_guest(10)?;
+    real::write_ports(10)?;
     ensure_eq!(kvmate.exits()?, 0, "exits with observe=0");
     kvmate.unload()
 }
 
-fn run_guest(count: u32) -> Result<()> {
-    let vm = Vm::new(1 << 16, false)?;
-    real::load(&vm, real::Program::Out);
-    let mut vcpu = vm.vcpu(0)?;
-    real::start(&vcpu, count)?;
-    ensure_eq!(
-        guest::run(&mut vcpu, None)?,
-        u64::from(count),
-        "port writes"
-    );
-    Ok(())
-}
-
 fn exits_are_counted() -> Result<()> {
     let kvmate = load()?;
-    run_guest(100)?;
+    real::write_ports(100)?;
     let exits = kvmate.exits()?;
     ensure!(exits >= 101, "{exits} exits counted of at least 101");
     kvmate.unload()

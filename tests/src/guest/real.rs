@@ -83,3 +83,17 @@ pub fn start(vcpu: &VcpuFd, count: u32) -> Result<()> {
     })?;
     Ok(())
 }
+
+/// A whole VM's life: made, runs a guest that writes to a port `count` times, ended.
+pub fn write_ports(count: u32) -> Result<()> {
+    let vm = Vm::new(1 << 16, false)?;
+    load(&vm, Program::Out);
+    let mut vcpu = vm.vcpu(0)?;
+    start(&vcpu, count)?;
+    let writes = super::run(&mut vcpu, None)?;
+    anyhow::ensure!(
+        writes == u64::from(count),
+        "{writes} port writes of {count}"
+    );
+    Ok(())
+}
