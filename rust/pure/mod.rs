@@ -4,5 +4,9 @@
 //! The module compiles this folder as its `pure`, user space as the crate `kvmate-pure`, where its
 //! tests run.
 
+pub mod cycles;
+pub mod exits;
+pub mod log_linear;
 pub mod range;
+pub mod reason;
 pub mod text;

@@ -1,0 +1,505 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is recorded of one vCPU's exits: for each reason how many, and a histogram of how long from
+//! the exit to the next entry.
+//!
+//! One writer (the CPU that runs the vCPU, in KVM's tracepoints, interrupts off), any number of
+//! readers, no lock, no allocation and no atomic read-modify-write: the writer loads and stores.
+//! An exit is counted at once and timed at the next entry; one without an entry after it stays
+//! without time. Reasons get one of [`SLOTS`] slots as they come; each slot has a sequence number,
+//! odd while the writer is in it, by which a reader gets all of a slot of one moment.
+//!
+//! These are Rust's own atomics, not `kernel::sync::atomic`, whose every load and store is a call
+//! of a C function today. On x86-64, the only architecture here, a relaxed load or store is a plain
+//! `mov`, stores stay in order, and so do loads: what the fences say, and they cost nothing.
+
+use super::{
+    log_linear::{self, BUCKETS},
+    reason::{self, Vendor, INDICES},
+};
+use core::{
+    mem::size_of,
+    sync::atomic::{
+        fence, AtomicU32, AtomicU64, AtomicU8,
+        Ordering::{Acquire, Relaxed, Release},
+    },
+};
+
+/// How many reasons a vCPU can have apart; later ones share [`Reason::Unknown`].
+pub const SLOTS: usize = 92;
+
+/// Indices for codes that have none of their own (see [`reason::index`]): the first codes that come.
+const OTHERS: core::ops::Range<usize> = 0x111..0x117;
+/// The index of exits whose reason is not known.
+const UNKNOWN: usize = 0x117;
+
+const _: () = assert!(UNKNOWN < INDICES && size_of::<Record>() <= 256 << 10);
+
+/// Why a guest exited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The code that hardware gave.
+    Code(u64),
+    /// It could not be told, or there were too many.
+    Unknown,
+}
+
+/// One writer's counter: loaded and stored, never added to in place.
+fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(by), Relaxed);
+}
+
+/// What is known of one reason.
+struct Slot {
+    /// Odd while the writer changes what is below `count`.
+    sequence: AtomicU64,
+    /// Exits. Ahead of the histogram by what is not timed.
+    count: AtomicU64,
+    /// The index of the reason, set before the slot is found.
+    index: AtomicU32,
+    total: AtomicU64,
+    max: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+/// What is recorded of one vCPU. All zero bytes is the state without any exit; 256 KiB at most.
+pub struct Record {
+    /// The slot of the last exit plus one; 0 before the first.
+    last: AtomicU32,
+    /// Whether that exit has had no entry yet.
+    open: AtomicU32,
+    since: AtomicU64,
+    rip: AtomicU64,
+    /// How many slots are taken.
+    taken: AtomicU32,
+    /// For each index its slot plus one, or 0.
+    slot_of: [AtomicU8; INDICES],
+    /// The codes behind [`OTHERS`], plus one each; 0 while free.
+    others: [AtomicU64; OTHERS.end - OTHERS.start],
+    slots: [Slot; SLOTS],
+}
+
+/// The last exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    /// Why.
+    pub reason: Reason,
+    /// When, in cycles.
+    pub since: u64,
+    /// Where the guest was.
+    pub rip: u64,
+}
+
+/// A reader met a writer in the middle too often.
+#[derive(Debug)]
+pub struct Busy;
+
+/// How often a reader tries: a writer needs a few dozen instructions with interrupts off.
+const TRIES: u32 = 1 << 20;
+
+impl Record {
+    /// The writer: an exit for the reason of this [`reason::index`].
+    #[inline(always)]
+    pub fn exit(&self, index: usize, now: u64, rip: u64) {
+        let slot = match self.slot_of.get(index) {
+            Some(slot) => slot.load(Relaxed),
+            None => 0,
+        };
+        let slot = if slot != 0 { slot } else { self.take(index) };
+        self.exit_to(slot, now, rip);
+    }
+
+    /// The writer: an exit with a code that has no index.
+    #[cold]
+    #[inline(never)]
+    pub fn exit_other(&self, code: u64, now: u64, rip: u64) {
+        let mut index = UNKNOWN;
+        for (number, other) in self.others.iter().enumerate() {
+            let known = other.load(Relaxed);
+            if known == 0 {
+                // Never a code of all ones: that has an index.
+                other.store(code.wrapping_add(1), Relaxed);
+            }
+            if known == 0 || known == code.wrapping_add(1) {
+                index = OTHERS.start + number;
+                break;
+            }
+        }
+        self.exit(index, now, rip);
+    }
+
+    /// The writer: an exit whose reason cannot be told.
+    #[cold]
+    #[inline(never)]
+    pub fn exit_unknown(&self, now: u64, rip: u64) {
+        self.exit(UNKNOWN, now, rip);
+    }
+
+    #[inline(always)]
+    fn exit_to(&self, slot: u8, now: u64, rip: u64) {
+        if let Some(slot) = self.slots.get(usize::from(slot).wrapping_sub(1)) {
+            bump(&slot.count, 1);
+        }
+        self.rip.store(rip, Relaxed);
+        self.since.store(now, Relaxed);
+        self.last.store(slot.into(), Relaxed);
+        self.open.store(1, Relaxed);
+    }
+
+    /// The writer: a slot for an index that has none yet, plus one. The last slot is for what is
+    /// unknown or too much.
+    #[cold]
+    #[inline(never)]
+    fn take(&self, index: usize) -> u8 {
+        let taken = self.taken.load(Relaxed) as usize;
+        let (number, index) = if index >= UNKNOWN || taken >= SLOTS - 1 {
+            (SLOTS - 1, UNKNOWN)
+        } else {
+            self.taken.store(taken as u32 + 1, Relaxed);
+            (taken, index)
+        };
+        if let (Some(slot), Some(of)) = (self.slots.get(number), self.slot_of.get(index)) {
+            slot.index.store(index as u32, Relaxed);
+            of.store(number as u8 + 1, Release);
+        }
+        number as u8 + 1
+    }
+
+    /// The writer: the guest goes on; the time of the last exit is over.
+    #[inline(always)]
+    pub fn entry(&self, now: u64) {
+        if self.open.load(Relaxed) == 0 {
+            return;
+        }
+        self.open.store(0, Relaxed);
+        let Some(slot) = self
+            .slots
+            .get((self.last.load(Relaxed) as usize).wrapping_sub(1))
+        else {
+            return;
+        };
+        // CPUs whose counters differ could give a time below nothing.
+        let time = (now.wrapping_sub(self.since.load(Relaxed)) as i64).max(0) as u64;
+        let sequence = slot.sequence.load(Relaxed);
+        slot.sequence.store(sequence.wrapping_add(1), Relaxed);
+        fence(Release);
+        bump(&slot.total, time);
+        if time > slot.max.load(Relaxed) {
+            slot.max.store(time, Relaxed);
+        }
+        if let Some(bucket) = slot.buckets.get(log_linear::index(time)) {
+            bump(bucket, 1);
+        }
+        slot.sequence.store(sequence.wrapping_add(2), Release);
+    }
+
+    /// A reader: the last exit, if there was one.
+    pub fn last(&self, vendor: Vendor) -> Option<Last> {
+        let slot = self
+            .slots
+            .get((self.last.load(Relaxed) as usize).wrapping_sub(1))?;
+        Some(Last {
+            reason: self.reason(vendor, slot),
+            since: self.since.load(Relaxed),
+            rip: self.rip.load(Relaxed),
+        })
+    }
+
+    fn reason(&self, vendor: Vendor, slot: &Slot) -> Reason {
+        let index = slot.index.load(Relaxed) as usize;
+        if OTHERS.contains(&index) {
+            match self.others.get(index - OTHERS.start) {
+                Some(code) => Reason::Code(code.load(Relaxed).wrapping_sub(1)),
+                None => Reason::Unknown,
+            }
+        } else if index == UNKNOWN {
+            Reason::Unknown
+        } else {
+            Reason::Code(reason::code(vendor, index))
+        }
+    }
+
+    /// A reader: fill `line` with what is known of a slot, all of one moment. Whether the slot has
+    /// had an exit. `wait` is called between tries.
+    pub fn read(
+        &self,
+        vendor: Vendor,
+        slot: usize,
+        line: &mut Line,
+        mut wait: impl FnMut(),
+    ) -> Result<bool, Busy> {
+        let Some(slot) = self.slots.get(slot) else {
+            return Ok(false);
+        };
+        for _ in 0..TRIES {
+            let before = slot.sequence.load(Acquire);
+            if before & 1 == 0 {
+                line.count = slot.count.load(Relaxed);
+                line.total = slot.total.load(Relaxed);
+                line.max = slot.max.load(Relaxed);
+                for (to, from) in line.buckets.iter_mut().zip(&slot.buckets) {
+                    *to = from.load(Relaxed);
+                }
+                fence(Acquire);
+                if slot.sequence.load(Relaxed) == before {
+                    line.reason = self.reason(vendor, slot);
+                    return Ok(line.count > 0);
+                }
+            }
+            wait();
+        }
+        Err(Busy)
+    }
+}
+
+/// What is known of one reason at one moment, of one vCPU or of several together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Why the guest exited.
+    pub reason: Reason,
+    /// How often.
+    pub count: u64,
+    /// From exit to entry, all together, in cycles.
+    pub total: u64,
+    /// The longest, in cycles.
+    pub max: u64,
+    /// How many of each bucket of [`log_linear`]; the sum is at most `count`.
+    pub buckets: [u64; BUCKETS],
+}
+
+impl Line {
+    /// Nothing yet.
+    pub const EMPTY: Line = Line {
+        reason: Reason::Unknown,
+        count: 0,
+        total: 0,
+        max: 0,
+        buckets: [0; BUCKETS],
+    };
+
+    /// Take in what another vCPU has for the same reason.
+    pub fn add(&mut self, other: &Line) {
+        self.count += other.count;
+        self.total += other.total;
+        self.max = self.max.max(other.max);
+        for (to, from) in self.buckets.iter_mut().zip(&other.buckets) {
+            *to += from;
+        }
+    }
+
+    /// How many were timed.
+    pub fn timed(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The average time of those that were timed.
+    pub fn average(&self) -> u64 {
+        self.total.checked_div(self.timed()).unwrap_or(0)
+    }
+
+    /// The time at so many thousandths.
+    pub fn percentile(&self, per_mille: u64) -> u64 {
+        log_linear::percentile(&self.buckets, per_mille, self.max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::{collections::BTreeMap, sync::atomic::AtomicBool, thread};
+
+    /// What zeroed memory is.
+    #[allow(clippy::declare_interior_mutable_const)]
+    fn record() -> Box<Record> {
+        const ZERO: AtomicU64 = AtomicU64::new(0);
+        const SLOT: Slot = Slot {
+            sequence: ZERO,
+            count: ZERO,
+            index: AtomicU32::new(0),
+            total: ZERO,
+            max: ZERO,
+            buckets: [ZERO; BUCKETS],
+        };
+        Box::new(Record {
+            last: AtomicU32::new(0),
+            open: AtomicU32::new(0),
+            since: ZERO,
+            rip: ZERO,
+            taken: AtomicU32::new(0),
+            slot_of: [const { AtomicU8::new(0) }; INDICES],
+            others: [ZERO; OTHERS.end - OTHERS.start],
+            slots: [SLOT; SLOTS],
+        })
+    }
+
+    fn lines(record: &Record) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for slot in 0..SLOTS {
+            let mut line = Line::EMPTY;
+            if record.read(Vendor::Svm, slot, &mut line, || ()).unwrap() {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+
+    fn exit(record: &Record, code: u64, now: u64) {
+        match reason::index(Vendor::Svm, code) {
+            Some(index) => record.exit(index, now, code),
+            None => record.exit_other(code, now, code),
+        }
+    }
+
+    #[test]
+    fn nothing_yet() {
+        let record = record();
+        record.entry(5);
+        assert!(lines(&record).is_empty());
+        assert_eq!(record.last(Vendor::Svm), None);
+    }
+
+    #[test]
+    fn exit_without_entry_has_no_time() {
+        let record = record();
+        record.exit(0x7b, 100, 7);
+        record.exit(0x7b, 200, 8);
+        record.entry(250);
+        // An entry without an exit (a failed one) tells nothing more.
+        record.entry(900);
+        let [line] = &lines(&record)[..] else {
+            panic!()
+        };
+        assert_eq!(
+            (line.count, line.timed(), line.total, line.max),
+            (2, 1, 50, 50)
+        );
+        let last = Last {
+            reason: Reason::Code(0x7b),
+            since: 200,
+            rip: 8,
+        };
+        assert_eq!(record.last(Vendor::Svm), Some(last));
+    }
+
+    #[test]
+    fn time_below_nothing_is_nothing() {
+        let record = record();
+        record.exit(1, 100, 0);
+        record.entry(99);
+        assert_eq!(lines(&record)[0].total, 0);
+    }
+
+    #[test]
+    fn too_many_reasons_are_unknown_but_counted() {
+        let record = record();
+        for code in 0..0x100 {
+            exit(&record, code, 0);
+        }
+        for code in 0..20 {
+            exit(&record, 0x1_0000 + code, 0);
+        }
+        record.exit_unknown(0, 0);
+        let lines = lines(&record);
+        assert_eq!(lines.len(), SLOTS);
+        assert_eq!(lines.iter().map(|l| l.count).sum::<u64>(), 0x100 + 20 + 1);
+        assert_eq!(
+            lines.iter().filter(|l| l.reason == Reason::Unknown).count(),
+            1
+        );
+    }
+
+    #[test]
+    fn codes_without_index_keep_their_code() {
+        let record = record();
+        for code in [0x8000_0001, 0xf000_0000, 0x8000_0001] {
+            exit(&record, code, 0);
+        }
+        let found: Vec<_> = lines(&record).iter().map(|l| (l.reason, l.count)).collect();
+        assert_eq!(
+            found,
+            [
+                (Reason::Code(0x8000_0001), 2),
+                (Reason::Code(0xf000_0000), 1)
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_plain_list(events in prop::collection::vec(
+            (prop_oneof![0..0xa0u64, 0x400..0x404u64], 0..1u64 << 40, any::<bool>()), 0..300)
+        ) {
+            let record = record();
+            let mut now = 0;
+            // For each reason: exits, times.
+            let mut plain: BTreeMap<u64, (u64, Vec<u64>)> = BTreeMap::new();
+            let mut distinct = Vec::new();
+            for &(code, time, entered) in &events {
+                if !distinct.contains(&code) {
+                    if distinct.len() == SLOTS - 1 { continue; }
+                    distinct.push(code);
+                }
+                exit(&record, code, now);
+                plain.entry(code).or_default().0 += 1;
+                now += time;
+                if entered {
+                    record.entry(now);
+                    plain.entry(code).or_default().1.push(time);
+                }
+            }
+            let found = lines(&record);
+            prop_assert_eq!(found.len(), plain.len());
+            for line in found {
+                let Reason::Code(code) = line.reason else { panic!("unknown") };
+                let (count, times) = &plain[&code];
+                prop_assert_eq!(line.count, *count);
+                prop_assert_eq!(line.timed(), times.len() as u64);
+                prop_assert_eq!(line.total, times.iter().sum::<u64>());
+                prop_assert_eq!(line.max, times.iter().copied().max().unwrap_or(0));
+            }
+        }
+    }
+
+    /// A reader beside a running writer: every line it gets is one that there was.
+    #[test]
+    fn lines_are_of_one_moment() {
+        let (record, stop) = (record(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut now = 0;
+                while !stop.load(Relaxed) {
+                    // Each takes 3, so that total, timed and max depend on each other.
+                    record.exit(0x72, now, 0);
+                    record.entry(now + 3);
+                    now += 10;
+                    // A guest runs in between.
+                    (0..500).for_each(|_| std::hint::spin_loop());
+                }
+            });
+            let mut line = Line::EMPTY;
+            let mut last = 0;
+            for _ in 0..20_000 {
+                record.read(Vendor::Svm, 0, &mut line, || ()).unwrap();
+                assert_eq!(line.total, line.timed() * 3);
+                assert!(line.count >= line.timed() && line.count - line.timed() <= 1);
+                assert!(line.count >= last);
+                last = line.count;
+            }
+            stop.store(true, Relaxed);
+        });
+    }
+
+    #[test]
+    fn lines_add_up() {
+        let records = [record(), record()];
+        for (number, record) in records.iter().enumerate() {
+            record.exit(0x7b, 0, 0);
+            record.entry(10 + number as u64);
+        }
+        let mut sum = lines(&records[0]).remove(0);
+        sum.add(&lines(&records[1])[0]);
+        assert_eq!((sum.count, sum.timed(), sum.total, sum.max), (2, 2, 21, 11));
+        assert_eq!(sum.average(), 10);
+        assert_eq!(Line::EMPTY.average(), 0);
+    }
+}
