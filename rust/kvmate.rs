@@ -13,9 +13,10 @@
 //! # Life
 //!
 //! [`Kvmate`] owns everything, and its fields' order is the order of the end: first the ways in
-//! (device, files), so that no call can come; then the probes, after which no probe runs; then
-//! what they wrote to. Lock order: a knob's own file mutex (VFS), then [`see::Exits`]'s. No lock
-//! is ever taken in a probe.
+//! (device, files), so that no call can come; then the watch over kvm with its probes and hooks,
+//! after which nothing of ours runs in KVM; then what they wrote to, with the VMs' folders; then the
+//! folder that all stood in. The locks are told in [`see`]; a knob's own file mutex (VFS) is outside
+//! of all of them.
 
 use kernel::prelude::*;
 

@@ -3,7 +3,7 @@
 
 use crate::{
     pure::text,
-    see::Exits,
+    see::Watch,
     wrap::{capability, uabi},
 };
 use kernel::{
@@ -61,7 +61,7 @@ fn get_info(argument: UserSlice) -> Result<isize> {
         return Err(EINVAL);
     }
     let mut features = 0;
-    if Exits::possible() {
+    if Watch::possible() {
         features |= uabi::FEATURE_KVM | uabi::FEATURE_EXITS;
     }
     writer.write(&uabi::Info {

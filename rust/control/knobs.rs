@@ -7,12 +7,12 @@
 
 use crate::{
     pure::range::Range,
-    see::Exits,
+    see::Watch,
     wrap::{byte::SharedByte, debugfs::Number},
 };
 use kernel::{prelude::*, sync::Arc};
 
-/// `observe`: whether VM exits are counted.
+/// `observe`: whether VM exits are recorded.
 pub(super) const OBSERVE: Range = Range::SWITCH;
 
 /// `verbose`, and who asks it: whether changes are told in the log.
@@ -40,20 +40,20 @@ impl Log {
 /// The knob `observe`.
 pub(super) struct Observe {
     pub(super) log: Log,
-    pub(super) exits: Arc<Exits>,
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Number for Observe {
     fn get(&self) -> u64 {
-        self.exits.observing().into()
+        self.watch.observing().into()
     }
 
-    /// `EINVAL`: neither 0 nor 1. `ENODEV`: 1 without kvm.
+    /// `EINVAL`: neither 0 nor 1. Without kvm it takes effect when kvm comes.
     fn set(&self, value: u64) -> Result {
         if !OBSERVE.contains(value) {
             return Err(EINVAL);
         }
-        let before = self.exits.observe(value == 1)?;
+        let before = self.watch.observe(value == 1)?;
         self.log.change("observe", before.into(), value);
         Ok(())
     }

@@ -11,14 +11,21 @@ mod tree;
 pub(crate) use device::{Device, Registration};
 pub(crate) use tree::Tree;
 
-use crate::{see::Exits, wrap::byte::SharedByte};
+use crate::{
+    see::{Ended, Watch, Watching},
+    wrap::{byte::SharedByte, debugfs::Dir},
+};
 use kernel::{prelude::*, sync::Arc};
 use knobs::Log;
 
-/// What the files and the device work on.
+/// What the files and the device work on, and the folder that they are in. The fields' order is that
+/// of the end: VMs' folders go before the one they are in.
 pub(crate) struct State {
     log: Log,
-    exits: Arc<Exits>,
+    _watching: Watching,
+    watch: Arc<Watch>,
+    ended: Arc<Ended>,
+    root: Dir,
 }
 
 impl State {
@@ -28,17 +35,20 @@ impl State {
             pr_err!("parameter observe={observe}: 0 or 1\n");
             return Err(EINVAL);
         }
-        let state = Self {
-            log: Log::new(Arc::new(SharedByte::new(verbose), GFP_KERNEL)?),
-            exits: Exits::new()?,
-        };
-        if !Exits::possible() {
-            pr_info!("kvm is not loaded: VMs are not seen; load kvm, then kvmate again\n");
-        } else if observe == 1 {
-            state.exits.observe(true).inspect_err(|error| {
-                pr_err!("no probe on kvm_exit: {error:?}\n");
-            })?;
-        }
-        Ok(state)
+        let log = Log::new(Arc::new(SharedByte::new(verbose), GFP_KERNEL)?);
+        let root = Dir::new(c"kvmate", None).inspect_err(|error| {
+            pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
+        })?;
+        let ended = Ended::new()?;
+        let vms = Dir::new(c"vms", Some(&root))?;
+        let watch = Watch::new(vms, ended.clone(), observe == 1)?;
+        let watching = Watch::begin(&watch)?;
+        Ok(Self {
+            log,
+            _watching: watching,
+            watch,
+            ended,
+            root,
+        })
     }
 }

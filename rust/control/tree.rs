@@ -3,7 +3,7 @@
 
 use super::{knobs::Observe, State};
 use crate::{
-    see::Exits,
+    see::Watch,
     wrap::{
         debugfs::{Dir, File, Table},
         uabi,
@@ -15,29 +15,28 @@ use kernel::{
     sync::Arc,
 };
 
-/// The whole tree. Files stand before their folders: they go first.
+/// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
     _knobs: [File; 2],
     _knobs_dir: Dir,
-    _tables: [File; 3],
-    _root: Dir,
+    _tables: [File; 4],
 }
 
 impl Tree {
     /// Make the tree.
     pub(crate) fn new(state: &State) -> Result<Self> {
-        let root = Dir::new(c"kvmate", None).inspect_err(|error| {
-            pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
-        })?;
+        let root = &state.root;
+        let total = Arc::new(Total(state.watch.clone()), GFP_KERNEL)?;
         let tables = [
-            File::table(c"version", &root, Arc::new(Version, GFP_KERNEL)?)?,
-            File::table(c"vermagic", &root, Arc::new(Vermagic, GFP_KERNEL)?)?,
-            File::table(c"exits", &root, state.exits.clone())?,
+            File::table(c"version", root, Arc::new(Version, GFP_KERNEL)?)?,
+            File::table(c"vermagic", root, Arc::new(Vermagic, GFP_KERNEL)?)?,
+            File::table(c"exits", root, total)?,
+            File::table(c"ended", root, state.ended.clone())?,
         ];
-        let dir = Dir::new(c"knobs", Some(&root))?;
+        let dir = Dir::new(c"knobs", Some(root))?;
         let observe = Observe {
             log: state.log.clone(),
-            exits: state.exits.clone(),
+            watch: state.watch.clone(),
         };
         let knobs = [
             File::number(c"observe", &dir, Arc::new(observe, GFP_KERNEL)?)?,
@@ -47,7 +46,6 @@ impl Tree {
             _knobs: knobs,
             _knobs_dir: dir,
             _tables: tables,
-            _root: root,
         })
     }
 }
@@ -56,9 +54,10 @@ impl Tree {
 struct Version;
 
 impl Table for Version {
-    fn show(&self, out: &SeqFile) {
+    fn show(&self, out: &SeqFile) -> Result {
         let version = CStr::from_bytes_with_nul(uabi::VERSION).unwrap_or(c"");
         seq_print!(out, "{version}\n");
+        Ok(())
     }
 }
 
@@ -66,18 +65,22 @@ impl Table for Version {
 struct Vermagic;
 
 impl Table for Vermagic {
-    fn show(&self, out: &SeqFile) {
+    fn show(&self, out: &SeqFile) -> Result {
         seq_print!(out, "{}\n", uabi::vermagic());
+        Ok(())
     }
 }
 
-/// `exits`: how many VM exits were counted since load, all VMs together; `-` without kvm.
-impl Table for Exits {
-    fn show(&self, out: &SeqFile) {
-        if Exits::possible() {
-            seq_print!(out, "{}\n", self.total());
+/// `exits`: how many VM exits were seen since load, all VMs together; `-` without kvm.
+struct Total(Arc<Watch>);
+
+impl Table for Total {
+    fn show(&self, out: &SeqFile) -> Result {
+        if Watch::possible() {
+            seq_print!(out, "{}\n", self.0.total());
         } else {
             seq_print!(out, "-\n");
         }
+        Ok(())
     }
 }

@@ -3,8 +3,34 @@
  * What bindgen reads for the raw layer: public headers only. Which names it takes from them is
  * said in bindgen_parameters; what the kernel crate's own bindings have is taken from there.
  */
+#include <linux/kvm_host.h>
+#include <asm/svm.h>
+#include <asm/vmx.h>
 #include <kvmate.h>
 #include "shim.h"
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
+
+/*
+ * Where the hot path reads. struct vcpu_svm, which is private, begins with the vCPU and a pointer
+ * to the VMCB; that is taken as true only where it is proven (rust/wrap/exit_source.rs).
+ */
+#define SAVE(member) \
+	(offsetof(struct vmcb, save) + offsetof(struct vmcb_save_area, member))
+const unsigned long KVMATE_CONST_SVM_VMCB = sizeof(struct kvm_vcpu);
+const unsigned long KVMATE_CONST_VMCB_EXIT_CODE = offsetof(struct vmcb, control) +
+	offsetof(struct vmcb_control_area, exit_code);
+const unsigned long KVMATE_CONST_VMCB_RIP = SAVE(rip);
+const unsigned long KVMATE_CONST_VMCB_RSP = SAVE(rsp);
+const unsigned long KVMATE_CONST_VMCB_RAX = SAVE(rax);
+const unsigned long KVMATE_CONST_VCPU_RIP = offsetof(struct kvm_vcpu, arch.rip);
+const unsigned long KVMATE_CONST_VCPU_RSP = offsetof(struct kvm_vcpu, arch.regs) +
+	VCPU_REGS_RSP * sizeof(unsigned long);
+const unsigned long KVMATE_CONST_VCPU_RAX = offsetof(struct kvm_vcpu, arch.regs) +
+	VCPU_REGS_RAX * sizeof(unsigned long);
+const unsigned long KVMATE_CONST_VMCS_EXIT_REASON = VM_EXIT_REASON;
+const unsigned long KVMATE_CONST_VMCS_GUEST_RIP = GUEST_RIP;
+/* The tracepoint's "isa" argument. */
+const unsigned int KVMATE_CONST_ISA_VMX = 1;
+const unsigned int KVMATE_CONST_ISA_SVM = 2;

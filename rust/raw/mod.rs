@@ -17,7 +17,22 @@
     unsafe_op_in_unsafe_fn
 )]
 
-use kernel::{bindings::tracepoint, ffi};
+use kernel::{
+    bindings::{bool_, file, ftrace_regs, module, task_struct, tracepoint, u64_, workqueue_struct},
+    ffi,
+};
+
+/// KVM's VM: handled by pointer only; what is in it is read in `kvm.c`.
+#[repr(C)]
+pub(crate) struct kvm {
+    contents: [u8; 0],
+}
+
+/// KVM's vCPU: as above.
+#[repr(C)]
+pub(crate) struct kvm_vcpu {
+    contents: [u8; 0],
+}
 
 include!(concat!(
     env!("KVMATE_OBJ"),

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-/* C that Rust cannot say: weak symbols, inlines and macros. No logic. */
+/* C that Rust cannot say: inlines and macros. No logic. KVM's structures are in kvm.c. */
 #include <linux/cpumask.h>
+#include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched/task.h>
+#include <linux/workqueue.h>
+#include <asm/hypervisor.h>
 #define INCLUDE_VERMAGIC
 #include <linux/vermagic.h>
 #include <kvmate.h>
@@ -13,14 +19,71 @@ MODULE_VERSION(KVMATE_VERSION);
 const char kvmate_vermagic[] = VERMAGIC_STRING;
 const char kvmate_release[] = UTS_RELEASE;
 
-struct tracepoint *kvmate_tracepoint_kvm_exit(void)
+struct tracepoint *kvmate_module_tracepoint(struct module *mod, const char *name)
 {
-	return &__tracepoint_kvm_exit;
+	unsigned int i;
+
+	for (i = 0; i < mod->num_tracepoints; i++) {
+		struct tracepoint *tp = tracepoint_ptr_deref(mod->tracepoints_ptrs + i);
+
+		if (!strcmp(tp->name, name))
+			return tp;
+	}
+	return NULL;
+}
+
+struct kvmate_search {
+	const char *name;
+	struct tracepoint *found;
+};
+
+static void compare(struct tracepoint *tp, void *data)
+{
+	struct kvmate_search *search = data;
+
+	if (!strcmp(tp->name, search->name))
+		search->found = tp;
+}
+
+struct tracepoint *kvmate_kernel_tracepoint(const char *name)
+{
+	struct kvmate_search search = { .name = name };
+
+	for_each_kernel_tracepoint(compare, &search);
+	return search.found;
 }
 
 void kvmate_tracepoint_synchronize(void)
 {
 	tracepoint_synchronize_unregister();
+}
+
+bool kvmate_module_is(struct module *mod, const char *name)
+{
+	return !strcmp(mod->name, name);
+}
+
+bool kvmate_module_live(struct module *mod)
+{
+	return mod->state == MODULE_STATE_LIVE;
+}
+
+unsigned long kvmate_probe_address(const char *name)
+{
+	struct kprobe probe = {
+		.symbol_name = name,
+		.flags = KPROBE_FLAG_DISABLED,
+	};
+
+	if (register_kprobe(&probe))
+		return 0;
+	unregister_kprobe(&probe);
+	return (unsigned long)probe.addr;
+}
+
+void *kvmate_ftrace_argument(struct ftrace_regs *fregs, unsigned int number)
+{
+	return (void *)ftrace_regs_get_argument(fregs, number);
 }
 
 void __percpu *kvmate_percpu_alloc(size_t size, size_t align)
@@ -41,4 +104,42 @@ unsigned int kvmate_nr_cpu_ids(void)
 unsigned int kvmate_next_possible_cpu(unsigned int from)
 {
 	return cpumask_next((int)from - 1, cpu_possible_mask);
+}
+
+struct workqueue_struct *kvmate_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_UNBOUND, 0, name);
+}
+
+bool kvmate_on_hyperv(void)
+{
+	return hypervisor_is_type(X86_HYPER_MS_HYPERV);
+}
+
+struct task_struct *kvmate_next_task(int *from)
+{
+	struct task_struct *task = NULL;
+	struct pid *pid;
+
+	rcu_read_lock();
+	while ((pid = find_ge_pid(*from, &init_pid_ns))) {
+		*from = pid_nr(pid);
+		task = get_pid_task(pid, PIDTYPE_PID);
+		if (task)
+			break;
+		++*from;
+	}
+	rcu_read_unlock();
+	return task;
+}
+
+bool kvmate_task_shares_files(struct task_struct *task)
+{
+	bool shares;
+
+	rcu_read_lock();
+	shares = task != task->group_leader &&
+		 READ_ONCE(task->files) == READ_ONCE(task->group_leader->files);
+	rcu_read_unlock();
+	return shares;
 }

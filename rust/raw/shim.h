@@ -1,31 +1,78 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* C that Rust cannot say: weak symbols, inlines and macros. No logic. */
+/* C that Rust cannot say: inlines, macros, and KVM's structures. No logic. */
 #ifndef _KVMATE_SHIM_H
 #define _KVMATE_SHIM_H
 
+#include <linux/ftrace.h>
+#include <linux/module.h>
 #include <linux/tracepoint.h>
 #include <linux/types.h>
+
+struct kvm;
+struct kvm_vcpu;
 
 extern const char kvmate_vermagic[];
 extern const char kvmate_release[];
 
-/*
- * Weak, so that kvmate loads where kvm is not. Where it is, the reference makes kvmate a user of
- * kvm.ko (never of kvm_amd or kvm_intel), so what is linked here stays while kvmate is loaded.
- */
-extern struct tracepoint __tracepoint_kvm_exit __weak;
-
-/* For the probe's prototype, which control-flow integrity compares by the types' names. */
-struct kvm_vcpu;
+/* The probes' prototypes, which control-flow integrity compares by the types' names. */
 typedef void (*kvmate_kvm_exit_probe)(void *data, struct kvm_vcpu *vcpu,
 				      unsigned int isa);
+typedef void (*kvmate_kvm_entry_probe)(void *data, struct kvm_vcpu *vcpu,
+				       bool force_immediate_exit);
 
-struct tracepoint *kvmate_tracepoint_kvm_exit(void);
+/* Tracepoints by name: of a module, of the kernel proper. NULL if there is none. */
+struct tracepoint *kvmate_module_tracepoint(struct module *mod, const char *name);
+struct tracepoint *kvmate_kernel_tracepoint(const char *name);
 void kvmate_tracepoint_synchronize(void);
+bool kvmate_module_is(struct module *mod, const char *name);
+bool kvmate_module_live(struct module *mod);
+
+/* Where a kernel probe by that name would stand; 0 if nowhere. Sleeps. */
+unsigned long kvmate_probe_address(const char *name);
+void *kvmate_ftrace_argument(struct ftrace_regs *fregs, unsigned int number);
 
 void __percpu *kvmate_percpu_alloc(size_t size, size_t align);
 void *kvmate_percpu_ptr(void __percpu *p, unsigned int cpu);
 unsigned int kvmate_nr_cpu_ids(void);
 unsigned int kvmate_next_possible_cpu(unsigned int from);
+
+struct workqueue_struct *kvmate_workqueue(const char *name);
+bool kvmate_on_hyperv(void);
+
+/* The task with the number "from" or the next one, and its number; a reference. NULL at the end. */
+struct task_struct *kvmate_next_task(int *from);
+/* Whether it has its leader's files, so that looking at those of the leader is enough. */
+bool kvmate_task_shares_files(struct task_struct *task);
+
+/* kvm.c */
+struct kvmate_vcpu_sample {
+	u64 requests;
+	bool in_guest;
+	bool blocking;
+	bool in_kernel;
+};
+
+struct kvmate_name {
+	unsigned long long value;
+	const char *name;
+};
+
+extern const struct kvmate_name kvmate_svm_exits[];
+extern const struct kvmate_name kvmate_vmx_exits[];
+const char *kvmate_request_name(unsigned int bit);
+
+struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu);
+int kvmate_vcpu_id(struct kvm_vcpu *vcpu);
+bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu);
+void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample);
+int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN]);
+size_t kvmate_vm_name(struct kvm *kvm, char *name, size_t size);
+const char *kvmate_vm_stats_id(struct kvm *kvm);
+bool kvmate_vm_bugged(struct kvm *kvm);
+bool kvmate_vm_dead(struct kvm *kvm);
+struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number);
+void kvmate_vm_each_vcpu(struct kvm *kvm, void (*call)(void *data, struct kvm_vcpu *vcpu),
+			 void *data);
+struct kvm *kvmate_file_vm(struct file *file);
 
 #endif /* _KVMATE_SHIM_H */

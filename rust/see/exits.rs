@@ -1,77 +1,183 @@
 // SPDX-License-Identifier: GPL-2.0
-//! VM exits, counted live.
-//!
-//! A probe on `kvm_exit` adds one to its CPU's part of a counter; a reader adds the parts up. While
-//! nobody observes no probe is registered, and KVM runs as if we were not there. The count survives
-//! switching off and on.
+//! The tables `exits`: one line a reason, of one vCPU or of all of a VM.
 
-use crate::wrap::{
-    exit_probe::{self, ExitProbe, OnExit},
-    percpu::PerCpuCounter,
+use super::vm::{Vcpu, Vm};
+use crate::{
+    pure::{
+        cycles,
+        exits::{Line, Reason, SLOTS},
+        reason::{self, Vendor},
+    },
+    wrap::{
+        debugfs::{Number, Table},
+        names, tsc,
+    },
 };
 use kernel::{
-    new_mutex,
+    fmt,
     prelude::*,
-    sync::{Arc, Mutex},
+    seq_file::{seq_print, SeqFile},
+    sync::Arc,
 };
 
-/// The counter, alone, for the probe.
-struct Count(PerCpuCounter);
+/// The header of a table's lines.
+pub(super) const COLUMNS: &str = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns";
 
-impl OnExit for Count {
-    #[inline(always)]
-    fn on_exit(&self) {
-        self.0.increment();
-    }
+/// A line as it is shown: times in nanoseconds.
+pub(super) struct Row {
+    name: Name,
+    count: u64,
+    /// Total, average, the percentiles, maximum.
+    times: [u64; 6],
 }
 
-/// The count of exits and whether it goes on.
-#[pin_data]
-pub(crate) struct Exits {
-    count: Arc<Count>,
-    /// There while observing. The lock is held over registering and unregistering, which sleep.
-    #[pin]
-    probe: Mutex<Option<ExitProbe<Count>>>,
+/// What stands in the column `reason`.
+enum Name {
+    /// Why the guest exited.
+    Reason(Vendor, Reason),
+    /// Exits of a vCPU that had no record yet.
+    Unrecorded,
 }
 
-impl Exits {
-    /// A count of zero, not observing.
-    pub(crate) fn new() -> Result<Arc<Self>> {
-        let count = Arc::new(Count(PerCpuCounter::new()?), GFP_KERNEL)?;
-        Arc::pin_init(
-            pin_init!(Self {
-                count,
-                probe <- new_mutex!(None),
-            }),
-            GFP_KERNEL,
-        )
-    }
+/// A reason's name: KVM's own, with `_` for spaces; `unknown(0x...)` without one.
+struct ReasonName(Vendor, Reason);
 
-    /// Whether there is a kvm to observe.
-    pub(crate) fn possible() -> bool {
-        exit_probe::available()
-    }
-
-    /// Whether exits are counted now.
-    pub(crate) fn observing(&self) -> bool {
-        self.probe.lock().is_some()
-    }
-
-    /// Count or do not, from now on: when this returns the last probe has run or the first will.
-    /// Tells what was before.
-    pub(crate) fn observe(&self, on: bool) -> Result<bool> {
-        let mut probe = self.probe.lock();
-        let before = probe.is_some();
-        if on && !before {
-            *probe = Some(ExitProbe::register(self.count.clone())?);
-        } else if !on {
-            *probe = None;
+impl fmt::Display for ReasonName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Reason::Code(code) = self.1 else {
+            return f.write_str("unknown");
+        };
+        let (named, failed) = reason::named(self.0, code);
+        let Some(name) = names::exit(self.0, named) else {
+            return write!(f, "unknown({code:#x})");
+        };
+        for part in name.to_bytes().chunk_by(|&a, &b| a != b' ' && b != b' ') {
+            f.write_str(match part {
+                b" " => "_",
+                text => core::str::from_utf8(text).unwrap_or("?"),
+            })?;
         }
-        Ok(before)
+        f.write_str(if failed { "|FAILED_VMENTRY" } else { "" })
+    }
+}
+
+/// A reason's name, for other tables.
+pub(super) fn name(vendor: Vendor, reason: Reason) -> impl fmt::Display {
+    ReasonName(vendor, reason)
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            Name::Reason(vendor, reason) => fmt::Display::fmt(&ReasonName(vendor, reason), f)?,
+            Name::Unrecorded => f.write_str("unrecorded")?,
+        }
+        write!(f, " {}", self.count)?;
+        self.times.iter().try_for_each(|time| write!(f, " {time}"))
+    }
+}
+
+impl Row {
+    fn new(vendor: Vendor, line: &Line, khz: u32) -> Self {
+        let cycles = [
+            line.total,
+            line.average(),
+            line.percentile(500),
+            line.percentile(990),
+            line.percentile(999),
+            line.max,
+        ];
+        Self {
+            name: Name::Reason(vendor, line.reason),
+            count: line.count,
+            times: cycles.map(|cycles| cycles::to_ns(cycles, khz)),
+        }
+    }
+}
+
+/// The rows of some vCPUs together, the reason with the most time first.
+pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
+    let mut lines: KVVec<Line> = KVVec::new();
+    let mut vendor = Vendor::Svm;
+    let mut line = KVBox::new(Line::EMPTY, GFP_KERNEL)?;
+    for vcpu in vcpus {
+        let Some(hot) = vcpu.hot() else { continue };
+        let (source, record) = &**hot;
+        vendor = source.vendor();
+        for slot in 0..SLOTS {
+            // Another CPU writes for some nanoseconds at a time.
+            let seen = record
+                .read(vendor, slot, &mut line, core::hint::spin_loop)
+                .map_err(|_| EAGAIN)?;
+            if !seen {
+                continue;
+            }
+            match lines.iter_mut().find(|l| l.reason == line.reason) {
+                Some(sum) => sum.add(&line),
+                None => lines.push((*line).clone(), GFP_KERNEL)?,
+            }
+        }
+    }
+    lines.sort_unstable_by(|a, b| (b.total, b.count).cmp(&(a.total, a.count)));
+    let khz = tsc::khz();
+    let mut rows = KVVec::with_capacity(lines.len() + 1, GFP_KERNEL)?;
+    for line in &lines {
+        rows.push(Row::new(vendor, line, khz), GFP_KERNEL)?;
+    }
+    let unrecorded: u64 = vcpus.iter().map(|vcpu| vcpu.early()).sum();
+    if unrecorded > 0 {
+        let row = Row {
+            name: Name::Unrecorded,
+            count: unrecorded,
+            times: [0; 6],
+        };
+        rows.push(row, GFP_KERNEL)?;
+    }
+    Ok(rows)
+}
+
+fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
+    seq_print!(out, "{COLUMNS}\n");
+    for row in &rows(vcpus)? {
+        seq_print!(out, "{row}\n");
+    }
+    Ok(())
+}
+
+/// `vms/*/exits`
+pub(super) struct OfVm(pub(super) Arc<Vm>);
+
+impl Table for OfVm {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, &self.0.vcpus()?)
+    }
+}
+
+/// `vms/*/vcpu*/exits`
+pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
+
+impl Table for OfVcpu {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, core::slice::from_ref(&self.0))
+    }
+}
+
+/// `vms/*/reset`
+pub(super) struct Reset {
+    pub(super) vm: Arc<Vm>,
+    pub(super) registry: Arc<super::registry::Registry>,
+}
+
+impl Number for Reset {
+    fn get(&self) -> u64 {
+        0
     }
 
-    /// How many exits were counted.
-    pub(crate) fn total(&self) -> u64 {
-        self.count.0.sum()
+    /// `EINVAL`: not 1. `ENOMEM`: nothing was reset.
+    fn set(&self, value: u64) -> Result {
+        if value != 1 {
+            return Err(EINVAL);
+        }
+        self.registry.reset(&self.vm)
     }
 }

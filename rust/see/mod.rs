@@ -1,6 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0
 //! See: what guests make KVM do.
+//!
+//! # The pieces
+//!
+//! - [`Watch`] follows kvm as it comes and goes, and owns the hooks and probes meanwhile.
+//! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
+//! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
+//! - [`exits`], [`vcpus`], [`ended`] are the tables.
+//!
+//! # Locks, from outer to inner
+//!
+//! 1. `Watch::state` (mutex): what is hooked and probed. Held over registering, which sleeps. Taken
+//!    inside the kernel's locks on modules coming and going, so those are never taken inside it.
+//! 2. `Registry::tree` (mutex): VMs' folders being made and removed. Never taken by a file of such a
+//!    folder: removing a folder waits for the readers of its files.
+//! 3. `Vm::vcpus`, `Vcpu::hot` and `Registry::ended` (mutexes), each alone.
+//! 4. A gate of a VM ([`crate::wrap::gate`]), never two.
+//! 5. `Registry::known` (spinlock, interrupts off): which VMs there are. Taken in hooks and, for a
+//!    vCPU that runs and was never seen before, in a probe.
+//! 6. `ByVcpu::writer` (spinlock, interrupts off).
+//!
+//! A probe on a vCPU that is known takes no lock.
+//!
+//! # Ends
+//!
+//! A VM's end is the hook on `kvm_arch_pre_destroy_vm()`: it takes the VM out of `known`, closes its
+//! gate and disconnects its vCPUs' records, all without sleeping; a worker takes the folder away,
+//! writes the totals to `ended`, waits for probes, and frees. Unloading, in this order: no more
+//! files that lead here but VMs' own; no more events of kvm; probes; then hooks, after the work they
+//! gave to tasks; then the worker's queue; then folders and records, which nobody can reach any more.
 
+mod ended;
 mod exits;
+mod folder;
+mod registry;
+mod vcpus;
+mod vm;
+mod watch;
 
-pub(crate) use exits::Exits;
+pub(crate) use ended::Ended;
+pub(crate) use watch::{Watch, Watching};

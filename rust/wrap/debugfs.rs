@@ -26,8 +26,8 @@ use kernel::{
 
 /// What a read-only file (0444) shows.
 pub(crate) trait Table: Send + Sync + 'static {
-    /// Write the whole text. May sleep.
-    fn show(&self, out: &SeqFile);
+    /// Write the whole text, or fail the read. May sleep.
+    fn show(&self, out: &SeqFile) -> Result;
 }
 
 /// A number in a file (0644): read as `"%llu\n"`, written in any base `kstrtoull()` knows.
@@ -65,6 +65,14 @@ impl Dir {
     /// Make a folder in `parent`, or at debugfs' root. `EEXIST` if the name is taken.
     pub(crate) fn new(name: &CStr, parent: Option<&Dir>) -> Result<Self> {
         let parent = parent.map_or(core::ptr::null_mut(), |dir| dir.0 .0);
+        // Look first: debugfs complains in the log about a name that is taken.
+        // SAFETY: As below; gives a reference or null.
+        let taken = unsafe { bindings::debugfs_lookup(name.as_char_ptr(), parent) };
+        if !taken.is_null() {
+            // SAFETY: The reference that the look-up gave.
+            unsafe { bindings::dput(taken) };
+            return Err(EEXIST);
+        }
         // SAFETY: `name` ends with a zero byte and is copied; `parent` is null or a dentry that its
         // `Dir` keeps.
         let dentry = unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) };
@@ -126,6 +134,11 @@ impl File {
     /// A knob with a setter of its own: 0644, in `debugfs_create_u8()`'s format.
     pub(crate) fn number<T: Number>(name: &CStr, dir: &Dir, number: Arc<T>) -> Result<Self> {
         Self::with_operations(name, dir, 0o644, number, &NumberOperations::<T>::VTABLE)
+    }
+
+    /// A number that is only written, 0200.
+    pub(crate) fn trigger<T: Number>(name: &CStr, dir: &Dir, number: Arc<T>) -> Result<Self> {
+        Self::with_operations(name, dir, 0o200, number, &NumberOperations::<T>::VTABLE)
     }
 
     /// A knob by `debugfs_create_u8()`, 0644, for a byte of which every value is legal and merely
@@ -212,8 +225,8 @@ impl<T: Table> TableOperations<T> {
         // until the file is removed, and removal waits for this call.
         let table = unsafe { &*(*seq).private.cast::<T>() };
         // SAFETY: `seq` is ours alone for this call.
-        table.show(unsafe { SeqFile::from_raw(seq) });
-        0
+        let out = unsafe { SeqFile::from_raw(seq) };
+        from_result(|| table.show(out).map(|()| 0))
     }
 }
 

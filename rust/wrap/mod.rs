@@ -4,9 +4,20 @@
 //! Each owns its object, states its invariants and is safe to use; none decides anything. `unsafe`
 //! stands here and in [`crate::raw`] only.
 
+pub(crate) mod by_vcpu;
 pub(crate) mod byte;
 pub(crate) mod capability;
 pub(crate) mod debugfs;
-pub(crate) mod exit_probe;
+pub(crate) mod exit_source;
+pub(crate) mod files;
+pub(crate) mod gate;
+pub(crate) mod kvm;
+pub(crate) mod kvm_module;
+pub(crate) mod life;
+pub(crate) mod names;
 pub(crate) mod percpu;
+pub(crate) mod probes;
+pub(crate) mod task_work;
+pub(crate) mod tsc;
 pub(crate) mod uabi;
+pub(crate) mod work_queue;

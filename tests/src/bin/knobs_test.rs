@@ -3,7 +3,9 @@
 
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
-    ensure_eq, ktap,
+    ensure_eq,
+    guest::real,
+    ktap,
     module::{Kvmate, Log, WithoutKvm, DEBUGFS},
 };
 use nix::errno::Errno;
@@ -41,11 +43,11 @@ fn tree() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     ensure_eq!(
         names("")?,
-        ["exits", "knobs", "vermagic", "version"],
+        ["ended", "exits", "knobs", "vermagic", "version", "vms"],
         "files"
     );
     ensure_eq!(names("knobs")?, ["observe", "verbose"], "knobs");
-    for table in ["exits", "vermagic", "version"] {
+    for table in ["ended", "exits", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
     for knob in ["knobs/observe", "knobs/verbose"] {
@@ -156,14 +158,23 @@ fn observe_takes() -> Result<()> {
 }
 
 fn observe_without_kvm() -> Result<()> {
-    let _kvm = WithoutKvm::new()?;
+    let kvm = WithoutKvm::new()?;
     let kvmate = Kvmate::load("")?;
-    ensure_eq!(kvmate.read("knobs/observe")?, "0", "observe without kvm");
-    refused(&kvmate, "knobs/observe", "1", Errno::ENODEV)?;
+    ensure_eq!(kvmate.read("knobs/observe")?, "1", "observe without kvm");
     refused(&kvmate, "knobs/observe", "2", Errno::EINVAL)?;
-    kvmate
-        .write("knobs/observe", "0")
-        .context("observe 0 without kvm")?;
+    for value in ["0", "1", "0"] {
+        kvmate
+            .write("knobs/observe", value)
+            .with_context(|| format!("observe {value} without kvm"))?;
+        ensure_eq!(kvmate.read("knobs/observe")?, value, "observe without kvm");
+    }
+    // It takes effect when kvm comes.
+    drop(kvm);
+    real::write_ports(10)?;
+    ensure_eq!(kvmate.exits()?, 0, "exits with observe 0");
+    kvmate.write("knobs/observe", "1").context("observe 1")?;
+    real::write_ports(10)?;
+    ensure!(kvmate.exits()? >= 10, "no exits with observe 1");
     kvmate.unload()
 }
 

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KVM's structures, read. Each function wants a VM or vCPU that cannot go away meanwhile (rust/wrap
+ * says how that is known); none takes a lock but vcpu->pid_lock and RCU, and none sleeps.
+ */
+#include <linux/kvm_host.h>
+#include <linux/magic.h>
+#include <linux/sched.h>
+#include <linux/trace_events.h>
+#include <asm/svm.h>
+#include <asm/vmx.h>
+#include "shim.h"
+
+struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu)
+{
+	return vcpu->kvm;
+}
+
+int kvmate_vcpu_id(struct kvm_vcpu *vcpu)
+{
+	return vcpu->vcpu_id;
+}
+
+/* The name of the VM's folder in KVM's own debugfs; 0 where it has none of its own. */
+size_t kvmate_vm_name(struct kvm *kvm, char *name, size_t size)
+{
+	if (IS_ERR_OR_NULL(kvm->debugfs_dentry))
+		return 0;
+	return strscpy(name, kvm->debugfs_dentry->d_name.name, size) > 0;
+}
+
+/* "kvm-" and the number of the thread that made the VM. */
+const char *kvmate_vm_stats_id(struct kvm *kvm)
+{
+	return kvm->stats_id;
+}
+
+bool kvmate_vm_bugged(struct kvm *kvm)
+{
+	return READ_ONCE(kvm->vm_bugged);
+}
+
+bool kvmate_vm_dead(struct kvm *kvm)
+{
+	return READ_ONCE(kvm->vm_dead);
+}
+
+/* Whether the exit's reason and registers are out of the host's sight (SEV-ES, SNP, TDX). */
+bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu)
+{
+	switch (vcpu->kvm->arch.vm_type) {
+	case KVM_X86_SEV_ES_VM:
+	case KVM_X86_SNP_VM:
+	case KVM_X86_TDX_VM:
+		return true;
+	}
+	return vcpu->arch.guest_state_protected;
+}
+
+void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample)
+{
+	sample->requests = READ_ONCE(vcpu->requests);
+	sample->in_guest = READ_ONCE(vcpu->mode) != OUTSIDE_GUEST_MODE;
+	sample->blocking = READ_ONCE(vcpu->stat.generic.blocking);
+	sample->in_kernel = READ_ONCE(vcpu->wants_to_run);
+}
+
+/* The task that last ran the vCPU: its number, or 0; and its name in "comm". */
+int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN])
+{
+	struct task_struct *task;
+	int number = 0;
+
+	rcu_read_lock();
+	read_lock(&vcpu->pid_lock);
+	task = pid_task(vcpu->pid, PIDTYPE_PID);
+	read_unlock(&vcpu->pid_lock);
+	if (task) {
+		number = task_pid_nr(task);
+		strscpy(comm, task->comm, TASK_COMM_LEN);
+	}
+	rcu_read_unlock();
+	return number;
+}
+
+/* The vCPU with the number that user space gave it. */
+struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number)
+{
+	return kvm_get_vcpu_by_id(kvm, number);
+}
+
+/* Every vCPU that user space could have, in turn. */
+void kvmate_vm_each_vcpu(struct kvm *kvm,
+			 void (*call)(void *data, struct kvm_vcpu *vcpu),
+			 void *data)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		call(data, vcpu);
+}
+
+static bool of_kvm(struct file *file)
+{
+	struct module *owner = file->f_op->owner;
+
+	if (file_inode(file)->i_sb->s_magic != ANON_INODE_FS_MAGIC)
+		return false;
+	if (!owner)
+		return IS_BUILTIN(CONFIG_KVM_AMD) || IS_BUILTIN(CONFIG_KVM_INTEL);
+	return !strcmp(owner->name, "kvm_amd") || !strcmp(owner->name, "kvm_intel");
+}
+
+/* The VM behind a VM's or a vCPU's file, which keeps it; NULL for any other file. */
+struct kvm *kvmate_file_vm(struct file *file)
+{
+	const char *name = file->f_path.dentry->d_name.name;
+
+	if (!of_kvm(file))
+		return NULL;
+	if (!strcmp(name, "kvm-vm"))
+		return file->private_data;
+	if (!strncmp(name, "kvm-vcpu:", 9))
+		return ((struct kvm_vcpu *)file->private_data)->kvm;
+	return NULL;
+}
+
+/* The public headers' own tables, each ended by a name that is NULL. */
+const struct kvmate_name kvmate_svm_exits[] = { SVM_EXIT_REASONS, {} };
+const struct kvmate_name kvmate_vmx_exits[] = { VMX_EXIT_REASONS, {} };
+
+/* The name of a bit of vcpu->requests, or NULL. */
+const char *kvmate_request_name(unsigned int bit)
+{
+#define REQUEST(name)                                  \
+	do {                                           \
+		if (bit == ((name) & KVM_REQUEST_MASK)) \
+			return #name;                  \
+	} while (0)
+	REQUEST(KVM_REQ_TLB_FLUSH);
+	REQUEST(KVM_REQ_VM_DEAD);
+	REQUEST(KVM_REQ_UNBLOCK);
+	REQUEST(KVM_REQ_DIRTY_RING_SOFT_FULL);
+	REQUEST(KVM_REQ_MIGRATE_TIMER);
+	REQUEST(KVM_REQ_REPORT_TPR_ACCESS);
+	REQUEST(KVM_REQ_TRIPLE_FAULT);
+	REQUEST(KVM_REQ_MMU_SYNC);
+	REQUEST(KVM_REQ_CLOCK_UPDATE);
+	REQUEST(KVM_REQ_LOAD_MMU_PGD);
+	REQUEST(KVM_REQ_EVENT);
+	REQUEST(KVM_REQ_APF_HALT);
+	REQUEST(KVM_REQ_STEAL_UPDATE);
+	REQUEST(KVM_REQ_NMI);
+	REQUEST(KVM_REQ_PMU);
+	REQUEST(KVM_REQ_PMI);
+#ifdef CONFIG_KVM_SMM
+	REQUEST(KVM_REQ_SMI);
+#endif
+	REQUEST(KVM_REQ_MASTERCLOCK_UPDATE);
+	REQUEST(KVM_REQ_MCLOCK_INPROGRESS);
+	REQUEST(KVM_REQ_SCAN_IOAPIC);
+	REQUEST(KVM_REQ_GLOBAL_CLOCK_UPDATE);
+	REQUEST(KVM_REQ_APIC_PAGE_RELOAD);
+	REQUEST(KVM_REQ_HV_CRASH);
+	REQUEST(KVM_REQ_IOAPIC_EOI_EXIT);
+	REQUEST(KVM_REQ_HV_RESET);
+	REQUEST(KVM_REQ_HV_EXIT);
+	REQUEST(KVM_REQ_HV_STIMER);
+	REQUEST(KVM_REQ_LOAD_EOI_EXITMAP);
+	REQUEST(KVM_REQ_GET_NESTED_STATE_PAGES);
+	REQUEST(KVM_REQ_APICV_UPDATE);
+	REQUEST(KVM_REQ_TLB_FLUSH_CURRENT);
+	REQUEST(KVM_REQ_TLB_FLUSH_GUEST);
+	REQUEST(KVM_REQ_APF_READY);
+	REQUEST(KVM_REQ_RECALC_INTERCEPTS);
+	REQUEST(KVM_REQ_UPDATE_CPU_DIRTY_LOGGING);
+	REQUEST(KVM_REQ_MMU_FREE_OBSOLETE_ROOTS);
+	REQUEST(KVM_REQ_HV_TLB_FLUSH);
+	REQUEST(KVM_REQ_VMSA_PAGE_RELOAD);
+	REQUEST(KVM_REQ_UPDATE_PROTECTED_GUEST_STATE);
+#undef REQUEST
+	return NULL;
+}

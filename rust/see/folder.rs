@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A VM's part of the debugfs tree.
+
+use super::{
+    exits,
+    registry::Registry,
+    vcpus::Vcpus,
+    vm::{Vcpu, Vm},
+};
+use crate::wrap::debugfs::{Dir, File};
+use kernel::{prelude::*, str::CString, sync::Arc};
+
+/// `vcpu<N>/`. Files stand before their folders: they go first.
+struct VcpuFolder {
+    _files: [File; 1],
+    _dir: Dir,
+}
+
+/// `vms/<pid>-<fd>/`
+pub(crate) struct Folder {
+    _files: [File; 3],
+    vcpus: KVec<VcpuFolder>,
+    dir: Dir,
+}
+
+/// A VM's name where KVM has none for it that is free.
+fn other_name(vm: &Vm) -> Result<CString> {
+    CString::try_from_fmt(fmt!("{}-x{}", vm.name.pid, vm.number))
+}
+
+/// The name that a VM's folder has or had.
+pub(super) fn name_of(vm: &Vm) -> Result<CString> {
+    if vm.has_own_name() {
+        if let Some(name) = vm.name.own() {
+            return CString::try_from_fmt(fmt!("{name}"));
+        }
+    }
+    other_name(vm)
+}
+
+impl Folder {
+    /// Make it in `vms`, by KVM's own name of the VM, or if that is taken by another.
+    pub(super) fn new(vms: &Dir, vm: &Arc<Vm>, registry: &Arc<Registry>) -> Result<Self> {
+        let dir = match vm.name.own().map(|name| Dir::new(name, Some(vms))) {
+            None | Some(Err(EEXIST)) => {
+                vm.set_other_name();
+                Dir::new(&other_name(vm)?, Some(vms))?
+            }
+            Some(dir) => dir?,
+        };
+        let reset = exits::Reset {
+            vm: vm.clone(),
+            registry: registry.clone(),
+        };
+        let exits = Arc::new(exits::OfVm(vm.clone()), GFP_KERNEL)?;
+        let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
+        Ok(Self {
+            _files: [
+                File::table(c"exits", &dir, exits)?,
+                File::table(c"vcpus", &dir, vcpus)?,
+                File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
+            ],
+            vcpus: KVec::new(),
+            dir,
+        })
+    }
+
+    /// Add a vCPU's.
+    pub(super) fn add(&mut self, vcpu: &Arc<Vcpu>) -> Result {
+        self.vcpus.reserve(1, GFP_KERNEL)?;
+        let name = CString::try_from_fmt(fmt!("vcpu{}", vcpu.number))?;
+        let dir = Dir::new(&name, Some(&self.dir))?;
+        let exits = Arc::new(exits::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let folder = VcpuFolder {
+            _files: [File::table(c"exits", &dir, exits)?],
+            _dir: dir,
+        };
+        self.vcpus.push(folder, GFP_KERNEL)?;
+        Ok(())
+    }
+}

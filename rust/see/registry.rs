@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Which VMs there are.
+//!
+//! A vCPU is found when it is made (hook), when kvm is there already (a walk over all tasks' files),
+//! or when it runs and nobody knows it (probe): by whom first. Finding may be done in any context
+//! and only notes it; then somebody who may sleep gives it a record and a folder. When it was made
+//! that is the task that made it, before it gets to run it, so not one exit is missed. Exits of a
+//! vCPU that runs without a record are counted as such.
+//!
+//! See [`super`] for locks and ends.
+
+use super::{
+    ended::Ended,
+    folder::Folder,
+    vm::{Hot, Vcpu, Vm},
+};
+use crate::{
+    pure::reason,
+    wrap::{
+        by_vcpu::{ByVcpu, Owned},
+        debugfs::Dir,
+        files,
+        kvm::{LiveVcpu, LiveVm, VmId},
+        life::Life,
+        percpu::PerCpuCounter,
+        probes::{RunningVcpu, Watcher},
+        task_work::{InFlight, OnReturn},
+        tsc,
+        work_queue::WorkQueue,
+    },
+};
+use core::{
+    mem,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+use kernel::{
+    list::List,
+    new_mutex, new_spinlock_irq, new_work, pr_warn_once,
+    prelude::*,
+    sync::{Arc, ArcBorrow, Mutex, SpinLockIrq},
+    workqueue::{impl_has_work, Work, WorkItem},
+};
+
+/// The VMs, by what is to be done for them. No sleep while this is held.
+struct Known {
+    /// Those that have not ended.
+    vms: List<Vm>,
+    /// vCPUs without a record yet; their VMs are in `vms`.
+    newcomers: List<Vcpu>,
+    /// Those that have ended since their folders were last looked after.
+    ending: List<Vm>,
+}
+
+/// The part of the debugfs tree that VMs have.
+struct Tree {
+    vms: Dir,
+    /// Ended, their folders gone, and not freed yet.
+    ended: List<Vm>,
+}
+
+/// What happened to a vCPU that was found.
+enum Found {
+    /// It was known and has a record.
+    Recorded,
+    /// It was known but has none yet.
+    Waiting,
+    /// It is new: somebody has to call [`Registry::look_after`].
+    New,
+}
+
+/// The registry.
+#[pin_data]
+pub(crate) struct Registry {
+    total: PerCpuCounter,
+    hot: Arc<ByVcpu<Hot>>,
+    #[pin]
+    known: SpinLockIrq<Known>,
+    #[pin]
+    tree: Mutex<Tree>,
+    in_flight: Arc<InFlight>,
+    #[pin]
+    queue: SpinLockIrq<Option<WorkQueue>>,
+    #[pin]
+    work: Work<Registry>,
+    /// How many VMs there have been.
+    count: AtomicU64,
+    /// Whether somebody could not be noted for want of memory: look at all files again.
+    walk_wanted: AtomicBool,
+    ended: Arc<Ended>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Registry { self.work }
+}
+
+impl Registry {
+    /// No VM yet. Their folders will be in `vms`.
+    pub(crate) fn new(vms: Dir, ended: Arc<Ended>) -> Result<Arc<Self>> {
+        let (total, hot) = (PerCpuCounter::new()?, ByVcpu::new()?);
+        let (in_flight, queue) = (InFlight::new()?, WorkQueue::new(c"kvmate")?);
+        Arc::pin_init(
+            pin_init!(Self {
+                total,
+                hot,
+                known <- new_spinlock_irq!(Known {
+                    vms: List::new(),
+                    newcomers: List::new(),
+                    ending: List::new(),
+                }),
+                tree <- new_mutex!(Tree { vms, ended: List::new() }),
+                in_flight,
+                queue <- new_spinlock_irq!(Some(queue)),
+                work <- new_work!("kvmate::registry"),
+                count: AtomicU64::new(0),
+                walk_wanted: AtomicBool::new(false),
+                ended,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// How many exits there were while observed, of all vCPUs, known or not.
+    pub(crate) fn total(&self) -> u64 {
+        self.total.sum()
+    }
+
+    /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.
+    fn found(&self, vcpu: LiveVcpu<'_>, ran: bool) -> Result<Found> {
+        let mut known = self.known.lock();
+        if self.hot.contains(vcpu.id()) {
+            return Ok(Found::Recorded);
+        }
+        if let Some(waiting) = known.newcomers.iter().find(|v| v.id == vcpu.id()) {
+            if ran {
+                waiting.exit_early();
+            }
+            return Ok(Found::Waiting);
+        }
+        let vm = self.vm_of(&mut known, vcpu.vm())?;
+        let newcomer = Vcpu::new(vm, vcpu)?;
+        if ran {
+            newcomer.exit_early();
+        }
+        known.newcomers.push_back(newcomer);
+        Ok(Found::New)
+    }
+
+    /// The VM, noted if it is new.
+    fn vm_of(&self, known: &mut Known, vm: LiveVm<'_>) -> Result<Arc<Vm>> {
+        if let Some(vm) = known.vms.iter().find(|known| known.id() == vm.id()) {
+            return Ok(vm.into());
+        }
+        let new = Vm::new(vm, self.count.fetch_add(1, Relaxed) + 1)?;
+        let vm = new.clone_arc();
+        known.vms.push_back(new);
+        Ok(vm)
+    }
+
+    /// Have a worker look after what was found or has ended. Any context.
+    fn look_after_soon(this: ArcBorrow<'_, Self>) {
+        if let Some(queue) = &*this.queue.lock() {
+            // Already queued: then it has not begun, and will see this too.
+            let _ = queue.enqueue(Arc::from(this));
+        }
+    }
+
+    /// Find the VMs that are there already.
+    pub(crate) fn walk(self: &Arc<Self>) {
+        files::each_vm(|vm| {
+            let noted = self.vm_of(&mut self.known.lock(), vm);
+            vm.each_vcpu(|vcpu| {
+                // Without memory: it is found again when it runs.
+                let _ = self.found(vcpu, false);
+            });
+            if let Ok(vm) = noted {
+                let mut tree = self.tree.lock();
+                self.remove_folders(&mut tree);
+                self.make_folder(&tree, &vm);
+            }
+        });
+        self.look_after();
+    }
+
+    /// Give every newcomer a record and a folder. Sleeps.
+    fn look_after(self: &Arc<Self>) {
+        let mut tree = self.tree.lock();
+        self.remove_folders(&mut tree);
+        loop {
+            let Some(vcpu) = self.known.lock().newcomers.iter().next().map(Arc::from) else {
+                break;
+            };
+            if let Err(error) = self.equip(&tree, &vcpu) {
+                pr_warn_once!("no record for a vCPU: {error:?}; its exits are only counted\n");
+                break;
+            }
+        }
+    }
+
+    /// Give a newcomer a record and a folder.
+    fn equip(self: &Arc<Self>, tree: &Tree, vcpu: &Arc<Vcpu>) -> Result {
+        let hot = Arc::new(Owned::new(&self.hot)?, GFP_KERNEL)?;
+        vcpu.vm.vcpus.lock().push(vcpu.clone(), GFP_KERNEL)?;
+        vcpu.recorded.lock().hot = Some(hot.clone());
+        self.make_folder(tree, &vcpu.vm);
+        if let Some(folder) = &mut *vcpu.vm.folder.lock() {
+            folder
+                .add(vcpu)
+                .unwrap_or_else(|error| pr_warn!("no folder for a vCPU: {error:?}\n"));
+        }
+        let mut known = self.known.lock();
+        let mut cursor = known.newcomers.cursor_front();
+        while let Some(next) = cursor.peek_next() {
+            if core::ptr::eq(&*next.arc(), &**vcpu) {
+                next.remove();
+                hot.connect(vcpu.vm.id(), vcpu.id);
+                break;
+            }
+            cursor.move_next();
+        }
+        Ok(())
+    }
+
+    /// Make a VM's folder, if it has none and has not ended.
+    fn make_folder(self: &Arc<Self>, tree: &Tree, vm: &Arc<Vm>) {
+        let mut folder = vm.folder.lock();
+        if folder.is_none() && !vm.ended() {
+            *folder = Folder::new(&tree.vms, vm, self)
+                .inspect_err(|error| pr_warn!("no folder for a VM: {error:?}\n"))
+                .ok();
+        }
+    }
+
+    /// Take the folders of VMs away that have ended, so that their names are free.
+    fn remove_folders(&self, tree: &mut Tree) {
+        let mut ending = mem::replace(&mut self.known.lock().ending, List::new());
+        for vm in ending.iter() {
+            drop(vm.folder.lock().take());
+        }
+        tree.ended.push_all_back(&mut ending);
+    }
+
+    /// Write down the totals of the VMs that have ended, and free all that is theirs. Sleeps.
+    fn bury(&self) {
+        let ended = {
+            let mut tree = self.tree.lock();
+            self.remove_folders(&mut tree);
+            mem::replace(&mut tree.ended, List::new())
+        };
+        if ended.is_empty() {
+            return;
+        }
+        for vm in ended.iter() {
+            self.ended.add(&vm);
+        }
+        self.hot.settle();
+        for vm in ended.iter() {
+            // Opens the circle.
+            drop(mem::replace(&mut *vm.vcpus.lock(), KVVec::new()));
+        }
+    }
+
+    /// Begin all records of a VM anew, or none: `ENOMEM`. `ENODEV`: it has ended.
+    pub(super) fn reset(&self, vm: &Vm) -> Result {
+        let vcpus = vm.vcpus()?;
+        let mut fresh = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
+        for _ in vcpus.iter() {
+            fresh.push(Arc::new(Owned::new(&self.hot)?, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let mut before = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
+        for (vcpu, fresh) in vcpus.iter().zip(&fresh) {
+            let Some(old) = vcpu.replace(fresh.clone()) else {
+                continue;
+            };
+            let known = self.known.lock();
+            old.disconnect();
+            if !vm.ended() {
+                fresh.connect(vm.id(), vcpu.id);
+            }
+            drop(known);
+            before.push(old, GFP_KERNEL)?;
+        }
+        // The first to be dropped waits for probes, for all.
+        Ok(())
+    }
+
+    /// A VM has ended. Any context.
+    fn end(&self, vm: VmId) {
+        let ended = {
+            let mut known = self.known.lock();
+            let Known {
+                vms,
+                newcomers,
+                ending,
+            } = &mut *known;
+            let mut cursor = newcomers.cursor_front();
+            while let Some(next) = cursor.peek_next() {
+                if next.vm.id() == vm {
+                    next.remove();
+                } else {
+                    cursor.move_next();
+                }
+            }
+            let mut cursor = vms.cursor_front();
+            loop {
+                let Some(next) = cursor.peek_next() else {
+                    return;
+                };
+                if next.id() == vm {
+                    let ended = next.remove();
+                    ended.set_ended();
+                    let arc = ended.clone_arc();
+                    ending.push_back(ended);
+                    break arc;
+                }
+                cursor.move_next();
+            }
+        };
+        ended.gate.close();
+        self.hot.disconnect_vm(vm);
+    }
+
+    /// Hooks stand from now on.
+    pub(super) fn open(&self) {
+        self.in_flight.open();
+    }
+
+    /// Hooks are about to go: wait for what they gave to tasks.
+    pub(super) fn close(&self) {
+        self.in_flight.close();
+    }
+
+    /// We go: forget all VMs. No hook stands and no probe runs any more.
+    pub(super) fn forget_all(&self) {
+        let queue = self.queue.lock().take();
+        drop(queue);
+        loop {
+            let Some(vm) = self.known.lock().vms.iter().next().map(|vm| vm.id()) else {
+                break;
+            };
+            self.end(vm);
+        }
+        self.bury();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unknown_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+        match this.found(*vcpu, true) {
+            Ok(Found::Waiting) => {}
+            Ok(Found::New) => Self::look_after_soon(this),
+            Ok(Found::Recorded) => {
+                if let Some(hot) = this.hot.find(vcpu) {
+                    record(hot, vcpu, isa, now);
+                }
+            }
+            // The next exit tries again.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Write an exit down.
+#[inline(always)]
+fn record((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+    match source.read(vcpu, isa) {
+        Some(exit) => match reason::index(exit.vendor, exit.code) {
+            Some(index) => record.exit(index, now, exit.rip),
+            None => record.exit_other(reason::canonical(exit.vendor, exit.code), now, exit.rip),
+        },
+        None => record.exit_unknown(now, 0),
+    }
+}
+
+impl Watcher for Registry {
+    #[inline(always)]
+    fn on_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32) {
+        let now = tsc::now();
+        this.total.increment();
+        match this.hot.find(vcpu) {
+            Some(hot) => record(hot, vcpu, isa, now),
+            None => Self::unknown_exit(this, vcpu, isa, now),
+        }
+    }
+
+    #[inline(always)]
+    fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
+        if let Some((_, record)) = this.hot.find(vcpu) {
+            record.entry(tsc::now());
+        }
+    }
+}
+
+impl Life for Registry {
+    fn vcpu_made(this: ArcBorrow<'_, Self>, vcpu: LiveVcpu<'_>) {
+        match this.found(vcpu, false) {
+            Ok(Found::New) if this.in_flight.add(Arc::from(this)).is_ok() => {}
+            Ok(Found::New) => Self::look_after_soon(this),
+            Ok(_) => {}
+            Err(_) => {
+                this.walk_wanted.store(true, Relaxed);
+                Self::look_after_soon(this);
+            }
+        }
+    }
+
+    fn vm_ends(this: ArcBorrow<'_, Self>, vm: LiveVm<'_>) {
+        this.end(vm.id());
+        Self::look_after_soon(this);
+    }
+}
+
+impl OnReturn for Registry {
+    fn on_return(this: &Arc<Self>) {
+        this.look_after();
+    }
+}
+
+impl WorkItem for Registry {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.bury();
+        if this.walk_wanted.swap(false, Relaxed) {
+            this.walk();
+        } else {
+            this.look_after();
+        }
+    }
+}

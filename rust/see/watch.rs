@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
+
+use super::{ended::Ended, registry::Registry};
+use crate::wrap::{
+    debugfs::Dir,
+    exit_source,
+    kvm_module::{KvmEvents, KvmModule},
+    life::LifeHooks,
+    probes::{Probes, Tracepoints},
+};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex},
+};
+
+/// Whether hooks stand; for those who cannot have the [`Watch`].
+static POSSIBLE: AtomicBool = AtomicBool::new(false);
+
+/// What stands at the moment.
+struct State {
+    /// `knobs/observe`
+    wanted: bool,
+    kvm: Option<Kvm>,
+}
+
+/// What stands while kvm is there. The fields' order is that of the end.
+struct Kvm {
+    probes: Option<Probes<Registry>>,
+    hooks: Option<LifeHooks<Registry>>,
+    tracepoints: Tracepoints,
+}
+
+/// The watch over kvm.
+#[pin_data]
+pub(crate) struct Watch {
+    registry: Arc<Registry>,
+    #[pin]
+    state: Mutex<State>,
+}
+
+/// Its end: dropping this ends the watch and forgets all VMs.
+pub(crate) struct Watching {
+    _events: Pin<KBox<KvmModule<Watch>>>,
+    _forget: ForgetAll,
+}
+
+struct ForgetAll(Arc<Registry>);
+
+impl Drop for ForgetAll {
+    fn drop(&mut self) {
+        self.0.forget_all();
+    }
+}
+
+impl Watch {
+    /// A watch that has not begun. VMs' folders will be in `vms`.
+    pub(crate) fn new(vms: Dir, ended: Arc<Ended>, wanted: bool) -> Result<Arc<Self>> {
+        let registry = Registry::new(vms, ended)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                registry,
+                state <- new_mutex!(State { wanted, kvm: None }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Begin: follow kvm until what this gives is dropped.
+    pub(crate) fn begin(this: &Arc<Self>) -> Result<Watching> {
+        let forget = ForgetAll(this.registry.clone());
+        let events = KvmModule::register(this.clone())?;
+        if !Self::possible() {
+            pr_info!("kvm is not there yet: VMs are seen when it comes\n");
+        }
+        Ok(Watching {
+            _events: events,
+            _forget: forget,
+        })
+    }
+
+    /// Whether there is a kvm whose VMs can be seen.
+    pub(crate) fn possible() -> bool {
+        POSSIBLE.load(Relaxed)
+    }
+
+    /// Whether exits are recorded, where there is a kvm.
+    pub(crate) fn observing(&self) -> bool {
+        self.state.lock().wanted
+    }
+
+    /// Record exits or do not, from now on: when this returns the last probe has run or the first
+    /// will. Tells what was before.
+    pub(crate) fn observe(&self, on: bool) -> Result<bool> {
+        let mut state = self.state.lock();
+        let before = state.wanted;
+        if let Some(kvm) = &mut state.kvm {
+            kvm.probe(on, &self.registry)?;
+        }
+        state.wanted = on;
+        Ok(before)
+    }
+
+    /// Exits that were seen, all VMs together.
+    pub(crate) fn total(&self) -> u64 {
+        self.registry.total()
+    }
+}
+
+impl Kvm {
+    fn probe(&mut self, on: bool, registry: &Arc<Registry>) -> Result {
+        if !on {
+            self.probes = None;
+        } else if self.probes.is_none() && self.hooks.is_some() {
+            // Without hooks nobody would be told of a VM's end.
+            self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
+        }
+        Ok(())
+    }
+}
+
+impl KvmEvents for Watch {
+    fn kvm_is_there(&self, tracepoints: Tracepoints) {
+        let mut state = self.state.lock();
+        if state.kvm.is_some() {
+            return;
+        }
+        self.registry.open();
+        let hooks = LifeHooks::register(self.registry.clone())
+            .inspect_err(|&error| match error {
+                EBUSY => pr_err!("VMs are not seen: kernel.ftrace_enabled is 0\n"),
+                error => pr_err!("VMs are not seen: no hook on their end: {error:?}\n"),
+            })
+            .ok();
+        let mut kvm = Kvm {
+            probes: None,
+            hooks,
+            tracepoints,
+        };
+        if kvm.hooks.is_some() {
+            POSSIBLE.store(true, Relaxed);
+            self.registry.walk();
+        }
+        if let Err(error) = kvm.probe(state.wanted, &self.registry) {
+            pr_err!("exits are not seen: no probe on kvm_exit: {error:?}\n");
+        }
+        state.kvm = Some(kvm);
+    }
+
+    fn kvm_goes(&self) {
+        let mut state = self.state.lock();
+        if let Some(Kvm { probes, hooks, .. }) = state.kvm.take() {
+            POSSIBLE.store(false, Relaxed);
+            drop(probes);
+            self.registry.close();
+            drop(hooks);
+        }
+    }
+
+    fn vendor_came(&self) {
+        exit_source::set_svm_proven(false);
+    }
+}

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Where a vCPU's exit reason and instruction pointer are read, in the probe on `kvm_exit`.
+//!
+//! The tracepoint does not carry the reason. On VMX the VMCS is current on the CPU, and `VMREAD`
+//! gives it. On SVM it is in the VMCB, and the pointer to that stands right behind the `struct
+//! kvm_vcpu` in the private `struct vcpu_svm`: taken as true if that is proven for the running
+//! kvm_amd, else after each vCPU has shown it: what is read there without
+//! faulting must be the registers that KVM has copied from the VMCB, at many exits.
+//!
+//! What cannot be read is not guessed: SEV-ES, SNP and TDX guests hide their registers, and
+//! Hyper-V's enlightened VMCS is not read by `VMREAD`.
+
+use super::{by_vcpu::ZeroIsNew, kvm::LiveVcpu, probes::RunningVcpu};
+use crate::{pure::reason::Vendor, raw};
+use core::{
+    mem::MaybeUninit,
+    sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+};
+use kernel::{bindings, ffi::c_void, prelude::*};
+
+/// Nothing decided: before the first exit.
+const NEW: u8 = 0;
+const SVM: u8 = 1;
+const VMX: u8 = 2;
+const UNKNOWN: u8 = 3;
+/// From here on up: SVM, after so many more agreeing exits.
+const PROVING: u8 = 0x80;
+/// How many exits must agree.
+const AGREEING: u8 = 32;
+
+/// Whether `struct vcpu_svm` is proven to be what is taken for true; new vCPUs need no proof then.
+static SVM_PROVEN: AtomicBool = AtomicBool::new(false);
+/// Whether a vCPU's VMCB was not where it should be.
+static SVM_REFUTED: AtomicBool = AtomicBool::new(false);
+
+/// Tell whether the layout of `struct vcpu_svm` is proven.
+pub(crate) fn set_svm_proven(proven: bool) {
+    SVM_PROVEN.store(proven, Relaxed);
+}
+
+/// An exit, as hardware tells it.
+pub(crate) struct Exit {
+    /// Whose code.
+    pub(crate) vendor: Vendor,
+    /// The reason.
+    pub(crate) code: u64,
+    /// The guest's instruction pointer.
+    pub(crate) rip: u64,
+}
+
+/// Where one vCPU's exits are read.
+pub(crate) struct ExitSource(AtomicU8);
+
+// SAFETY: Zero is `NEW`.
+unsafe impl ZeroIsNew for ExitSource {}
+
+impl ExitSource {
+    /// The exit that the guest has just made; `None` if it cannot be told.
+    #[inline(always)]
+    pub(crate) fn read(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
+        match self.0.load(Relaxed) {
+            // SAFETY: Proven, for this is how the state is reached.
+            SVM => Some(unsafe { svm_exit(vcpu) }),
+            // SAFETY: Decided in a probe on VMX, and we are in a probe.
+            VMX => unsafe { vmx_exit() },
+            _ => self.read_slowly(vcpu, isa),
+        }
+    }
+
+    /// Whose codes it gives.
+    pub(crate) fn vendor(&self) -> Vendor {
+        match self.0.load(Relaxed) {
+            VMX => Vendor::Vmx,
+            _ => Vendor::Svm,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slowly(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
+        if self.0.load(Relaxed) == NEW {
+            self.0.store(decide(*vcpu, isa), Relaxed);
+        }
+        let state = self.0.load(Relaxed);
+        match state {
+            // SAFETY: As in `read`.
+            SVM => Some(unsafe { svm_exit(vcpu) }),
+            // SAFETY: As in `read`.
+            VMX => unsafe { vmx_exit() },
+            PROVING.. => match svm_exit_if_agreeing(*vcpu) {
+                Ok(exit) => {
+                    // Zeros agree with zeros anywhere: they prove nothing.
+                    if exit.rip != 0 {
+                        let next = if state == PROVING { SVM } else { state - 1 };
+                        self.0.store(next, Relaxed);
+                    }
+                    Some(exit)
+                }
+                Err(_) => {
+                    self.0.store(UNKNOWN, Relaxed);
+                    if !SVM_REFUTED.swap(true, Relaxed) {
+                        pr_warn!(
+                            "kvm_amd's struct vcpu_svm has its VMCB elsewhere: reasons are unknown\n"
+                        );
+                    }
+                    None
+                }
+            },
+            _ => None,
+        }
+    }
+}
+
+fn decide(vcpu: LiveVcpu<'_>, isa: u32) -> u8 {
+    if vcpu.hidden() {
+        return UNKNOWN;
+    }
+    match isa {
+        raw::ISA_SVM if SVM_PROVEN.load(Relaxed) => SVM,
+        raw::ISA_SVM => PROVING + AGREEING - 1,
+        // SAFETY: Reads what is set at boot.
+        raw::ISA_VMX if !unsafe { raw::kvmate_on_hyperv() } => VMX,
+        _ => UNKNOWN,
+    }
+}
+
+/// # Safety
+///
+/// `struct vcpu_svm` is proven to begin with the vCPU and the pointer to its VMCB.
+#[inline(always)]
+unsafe fn svm_exit(vcpu: RunningVcpu<'_>) -> Exit {
+    // SAFETY: The caller's promise: the pointer to the VMCB, which KVM itself reads at each exit.
+    let vmcb = unsafe {
+        vcpu.as_ptr()
+            .cast::<*const u8>()
+            .byte_add(raw::SVM_VMCB)
+            .read()
+    };
+    // SAFETY: Inside the VMCB, which stays with the vCPU.
+    let field = |offset: usize| unsafe { vmcb.byte_add(offset).cast::<u64>().read() };
+    Exit {
+        vendor: Vendor::Svm,
+        code: field(raw::VMCB_EXIT_CODE),
+        rip: field(raw::VMCB_RIP),
+    }
+}
+
+/// The exit, read at the place that is to be proven, if what else stands there is what KVM holds.
+fn svm_exit_if_agreeing(vcpu: LiveVcpu<'_>) -> Result<Exit> {
+    let vcpu: *const u8 = vcpu.as_ptr().cast();
+    let vmcb = peek(vcpu.wrapping_byte_add(raw::SVM_VMCB))?;
+    let vmcb = core::ptr::with_exposed_provenance::<u8>(vmcb as usize);
+    let field = |offset: usize| peek(vmcb.wrapping_byte_add(offset));
+    let held = |offset: usize| peek(vcpu.wrapping_byte_add(offset));
+    for (there, here) in [
+        (raw::VMCB_RIP, raw::VCPU_RIP),
+        (raw::VMCB_RSP, raw::VCPU_RSP),
+        (raw::VMCB_RAX, raw::VCPU_RAX),
+    ] {
+        if field(there)? != held(here)? {
+            return Err(EINVAL);
+        }
+    }
+    Ok(Exit {
+        vendor: Vendor::Svm,
+        code: field(raw::VMCB_EXIT_CODE)?,
+        rip: field(raw::VMCB_RIP)?,
+    })
+}
+
+/// Read a word of kernel memory, or fail where there is none.
+fn peek(from: *const u8) -> Result<u64> {
+    let mut word = MaybeUninit::<u64>::uninit();
+    // SAFETY: Writes eight bytes, or fails; whatever the source is, it does not fault.
+    let failed = unsafe {
+        bindings::copy_from_kernel_nofault(
+            word.as_mut_ptr().cast::<c_void>(),
+            from.cast(),
+            size_of::<u64>(),
+        )
+    };
+    if failed != 0 {
+        return Err(EFAULT);
+    }
+    // SAFETY: Written, for it did not fail.
+    Ok(unsafe { word.assume_init() })
+}
+
+/// # Safety
+///
+/// In the probe on `kvm_exit` of a VMX vCPU whose VMCS is a hardware one: it is current then.
+#[inline(always)]
+unsafe fn vmx_exit() -> Option<Exit> {
+    // SAFETY: The caller's promise.
+    let code = unsafe { vmread(raw::VMCS_EXIT_REASON) }?;
+    // SAFETY: As above.
+    let rip = unsafe { vmread(raw::VMCS_GUEST_RIP) }?;
+    Some(Exit {
+        vendor: Vendor::Vmx,
+        code: code & 0xffff_ffff,
+        rip,
+    })
+}
+
+/// # Safety
+///
+/// As [`vmx_exit`].
+#[inline(always)]
+unsafe fn vmread(field: usize) -> Option<u64> {
+    let value: u64;
+    let failed: u8;
+    // SAFETY: The caller's promise: in VMX operation. Changes only what is named.
+    unsafe {
+        core::arch::asm!(
+            "vmread {value}, {field}",
+            "setbe {failed}",
+            field = in(reg) field,
+            value = out(reg) value,
+            failed = out(reg_byte) failed,
+            options(nostack)
+        )
+    };
+    (failed == 0).then_some(value)
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A walk over all tasks' open files, for VMs that nobody ran since we came.
+//!
+//! C header: [`include/linux/fdtable.h`](srctree/include/linux/fdtable.h)
+
+use super::kvm::LiveVm;
+use crate::raw;
+use core::ptr::NonNull;
+use kernel::bindings;
+
+/// A task, and our reference to it.
+struct TaskRef(NonNull<bindings::task_struct>);
+
+impl TaskRef {
+    /// The task with the number `from` or the next one; `from` becomes its number.
+    fn at_or_after(from: &mut i32) -> Option<Self> {
+        // SAFETY: No condition; gives a reference.
+        NonNull::new(unsafe { raw::kvmate_next_task(from) }).map(Self)
+    }
+
+    /// Whether its files are those of its group's leader.
+    fn shares_files(&self) -> bool {
+        // SAFETY: A task that our reference keeps.
+        unsafe { raw::kvmate_task_shares_files(self.0.as_ptr()) }
+    }
+
+    /// The open file with the number `fd` or the next one; `fd` becomes its number.
+    fn file_at_or_after(&self, fd: &mut u32) -> Option<FileRef> {
+        // SAFETY: A task that our reference keeps; gives a reference to a file.
+        NonNull::new(unsafe { bindings::fget_task_next(self.0.as_ptr(), fd) }).map(FileRef)
+    }
+}
+
+impl Drop for TaskRef {
+    fn drop(&mut self) {
+        // SAFETY: Our reference.
+        unsafe { bindings::put_task_struct(self.0.as_ptr()) };
+    }
+}
+
+/// An open file, and our reference to it.
+struct FileRef(NonNull<bindings::file>);
+
+impl Drop for FileRef {
+    fn drop(&mut self) {
+        // SAFETY: Our reference.
+        unsafe { bindings::fput(self.0.as_ptr()) };
+    }
+}
+
+/// Call `visit` for the VM behind each VM and vCPU file that some task has open. A VM is visited as
+/// often as it has such files. Sleeps, and so may `visit`: the file is held meanwhile.
+pub(crate) fn each_vm(mut visit: impl FnMut(LiveVm<'_>)) {
+    let mut number = 1;
+    while let Some(task) = TaskRef::at_or_after(&mut number) {
+        number += 1;
+        if task.shares_files() {
+            continue;
+        }
+        let mut fd = 0;
+        while let Some(file) = task.file_at_or_after(&mut fd) {
+            fd += 1;
+            // SAFETY: A file that our reference keeps.
+            let vm = unsafe { raw::kvmate_file_vm(file.0.as_ptr()) };
+            if let Some(vm) = NonNull::new(vm) {
+                // SAFETY: The VM's file keeps the VM, and we keep the file while `visit` runs.
+                visit(unsafe { LiveVm::new(vm) });
+            }
+        }
+        // SAFETY: Process context.
+        unsafe { bindings::__cond_resched() };
+    }
+}

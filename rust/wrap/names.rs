@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM's names for numbers, from its public headers.
+
+use crate::{pure::reason::Vendor, raw};
+use kernel::prelude::*;
+
+/// The name of an exit code, as KVM's trace events have it.
+pub(crate) fn exit(vendor: Vendor, code: u64) -> Option<&'static CStr> {
+    let table = match vendor {
+        Vendor::Svm => (&raw const raw::kvmate_svm_exits).cast(),
+        Vendor::Vmx => (&raw const raw::kvmate_vmx_exits).cast(),
+    };
+    // SAFETY: One of the shim's tables.
+    unsafe { names(table) }
+        .find(|&(value, _)| value == code)
+        .map(|(_, name)| name)
+}
+
+/// The name of a bit of `vcpu->requests`, as `KVM_REQ_*`.
+pub(crate) fn request(bit: u32) -> Option<&'static CStr> {
+    // SAFETY: No condition.
+    let name = unsafe { raw::kvmate_request_name(bit) };
+    // SAFETY: Null, or a constant string of the shim.
+    (!name.is_null()).then(|| unsafe { CStr::from_char_ptr(name) })
+}
+
+/// # Safety
+///
+/// `entry` is the first of a constant table that ends with a null name.
+unsafe fn names(mut entry: *const raw::kvmate_name) -> impl Iterator<Item = (u64, &'static CStr)> {
+    core::iter::from_fn(move || {
+        // SAFETY: The caller's promise; we stop at the end.
+        let raw::kvmate_name { value, name } = unsafe { entry.read() };
+        if name.is_null() {
+            return None;
+        }
+        // SAFETY: Not the end yet.
+        entry = unsafe { entry.add(1) };
+        // SAFETY: A constant string of the shim.
+        Some((value, unsafe { CStr::from_char_ptr(name) }))
+    })
+}
