@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What watching a guest costs, kvmate beside others: [`sample`] runs the guests and measures,
+//! [`watcher`] is who watches meanwhile, [`table`] shows and judges the figures.
+
+pub mod sample;
+pub mod table;
+pub mod watcher;

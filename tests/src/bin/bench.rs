@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What watching KVM costs: runs in a guest, for `scripts/bench`, which says how.
+//!
+//! `bench count EXITS TARGET`: instructions an exit, judged; the machine counts (`scripts/vm run
+//! --icount`). `bench time EXITS ROUNDS`: time. Status 0: all is well; 1: something failed, or this
+//! is no place to measure; 3: measured, but a target was missed. `bench sample EXITS FILE` is one
+//! measurement, run by the others.
+
+use anyhow::{bail, Context, Result};
+use kvmate_tests::bench::{
+    sample::{self, Sampler},
+    table::{self, Outcome, Pass},
+    watcher::{Watcher, WATCHERS},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+const FOLDER: &str = "/tmp/kvmate-bench";
+const MISSED: u8 = 3;
+// A host's rare work (a tick, a callback) falls into one and not into another.
+const PASSES: u32 = 5;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("bench: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<ExitCode> {
+    match *arguments {
+        ["sample", exits, file] => {
+            sample::take(exits.parse()?, Path::new(file))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ["count", exits, target] => {
+            let target = target.parse().context("a target")?;
+            sample::ticks_are_instructions()?;
+            let bench = Bench::new(exits)?;
+            let how = format!("median of {PASSES} passes, peers once; the machine counts");
+            bench.headline("instructions an exit", &how);
+            bench.options()?;
+            let passes: Vec<_> = (1..=PASSES)
+                .map(|n| bench.pass(&format!("counting, {n} of {PASSES}"), n == 1))
+                .collect();
+            let missed = table::instructions(&passes, target);
+            Ok(match (passes.iter().any(table::failed), missed) {
+                (true, _) => ExitCode::FAILURE,
+                (false, 0) => ExitCode::SUCCESS,
+                _ => ExitCode::from(MISSED),
+            })
+        }
+        ["time", exits, rounds] => {
+            let bench = Bench::new(exits)?;
+            let rounds: usize = rounds.parse().context("a number of rounds")?;
+            let what = format!("median of {rounds} rounds; on an emulated machine mostly noise");
+            bench.headline("time an exit", &what);
+            let rounds: Vec<_> = (1..=rounds)
+                .map(|n| bench.pass(&format!("timing, {n} of {rounds}"), true))
+                .collect();
+            table::time(&rounds);
+            let failed = rounds.iter().any(table::failed);
+            Ok(ExitCode::from(u8::from(failed)))
+        }
+        _ => bail!("usage: bench count EXITS TARGET | time EXITS ROUNDS | sample EXITS FILE"),
+    }
+}
+
+struct Bench {
+    sampler: Sampler,
+    folder: PathBuf,
+    release: String,
+}
+
+impl Bench {
+    fn new(exits: &str) -> Result<Self> {
+        let folder = PathBuf::from(FOLDER);
+        fs::create_dir_all(&folder)?;
+        let exits = exits.parse().context("a number of exits")?;
+        Ok(Self {
+            sampler: Sampler::new(exits, &folder),
+            folder,
+            release: fs::read_to_string("/proc/sys/kernel/osrelease")?
+                .trim()
+                .to_owned(),
+        })
+    }
+
+    fn headline(&self, what: &str, how: &str) {
+        let (release, exits) = (&self.release, self.sampler.exits);
+        println!("== Linux {release}: {what}, over {exits} exits ({how})");
+    }
+
+    /// What each watcher is run with.
+    fn options(&self) -> Result<()> {
+        for watcher in WATCHERS {
+            if watcher.impossible().is_some() {
+                continue;
+            }
+            if let Some(options) = watcher.options()? {
+                println!("{}: {options}", watcher.name());
+            }
+        }
+        Ok(())
+    }
+
+    /// Every watcher once, or all but the peers, on a machine that is warm.
+    fn pass(&self, label: &str, peers: bool) -> Pass {
+        let mut pass = Vec::new();
+        let _ = self.outcome(Watcher::Nobody);
+        for watcher in WATCHERS.into_iter().filter(|w| peers || !w.is_peer()) {
+            let outcome = self.outcome(watcher);
+            let how = match &outcome {
+                Outcome::Measured(_) => "measured".into(),
+                Outcome::Skipped(why) => format!("skipped: {why}"),
+                Outcome::Failed(why) => format!("FAILED: {why}"),
+            };
+            eprintln!(
+                "bench: {}, {label}: {}: {how}",
+                self.release,
+                watcher.name()
+            );
+            pass.push((watcher, outcome));
+        }
+        pass
+    }
+
+    fn outcome(&self, watcher: Watcher) -> Outcome {
+        if let Some(why) = watcher.impossible() {
+            return Outcome::Skipped(why);
+        }
+        match watcher.watch(&self.sampler, &self.folder) {
+            Ok(watched) => Outcome::Measured(watched),
+            // One line of a table.
+            Err(error) => Outcome::Failed(format!("{error:#}").replace('\n', " ")),
+        }
+    }
+}
