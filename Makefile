@@ -7,7 +7,7 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 LLVM ?= $(if $(shell grep -s '^CONFIG_CC_IS_CLANG=y' $(KDIR)/.config),1)
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) $(if $(LLVM),LLVM=$(LLVM))
 
-.PHONY: help run test test-all check shell kernel module modules_install load clean distclean
+.PHONY: help run test test-all bench check shell kernel module modules_install load clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 #: make run              a tour: set up, boot a guest, load kvmate beside kvm, show what it sees
 #: make test [T=GLOB]    set up and run the tests (custom kernel, SVM and VMX); T picks some
 #: make test-all         the same, and the debug and stock kernels
+#: make bench            what watching costs, kvmate beside ftrace, perf and bpftrace   [KERNEL=...]
 #: make check            format, lints, documentation, layers, shell scripts
 #: make shell            a shell in a guest with kvmate loaded     [KERNEL=custom|debug|stock|PATH]
 #: make kernel           only the kernel                           [KERNEL=...]
@@ -27,6 +28,10 @@ test:
 
 test-all:
 	@scripts/test --all $(if $(T),--only '$(T)')
+
+# Without KERNEL= on two kernels, see its usage.
+bench:
+	@scripts/bench $(if $(filter-out file,$(origin KERNEL)),--kernel '$(KERNEL)')
 
 check:
 	@scripts/check
