@@ -32,6 +32,9 @@ const OTHERS: core::ops::Range<usize> = 0x111..0x117;
 /// The index of exits whose reason is not known.
 const UNKNOWN: usize = 0x117;
 
+/// In [`Record::last`]: that exit has had no entry yet.
+const OPEN: u32 = 0x100;
+
 const _: () = assert!(UNKNOWN < INDICES && size_of::<Record>() <= 256 << 10);
 
 /// Why a guest exited.
@@ -63,10 +66,8 @@ struct Slot {
 
 /// What is recorded of one vCPU. All zero bytes is the state without any exit; 256 KiB at most.
 pub struct Record {
-    /// The slot of the last exit plus one; 0 before the first.
+    /// The slot of the last exit plus one, and [`OPEN`] until the entry after it; 0 before the first.
     last: AtomicU32,
-    /// Whether that exit has had no entry yet.
-    open: AtomicU32,
     since: AtomicU64,
     rip: AtomicU64,
     /// How many slots are taken.
@@ -100,12 +101,11 @@ impl Record {
     /// The writer: an exit for the reason of this [`reason::index`].
     #[inline(always)]
     pub fn exit(&self, index: usize, now: u64, rip: u64) {
-        let slot = match self.slot_of.get(index) {
-            Some(slot) => slot.load(Relaxed),
-            None => 0,
-        };
-        let slot = if slot != 0 { slot } else { self.take(index) };
-        self.exit_to(slot, now, rip);
+        let slot = self.slot_of.get(index).map_or(0, |of| of.load(Relaxed));
+        match self.slots.get(usize::from(slot).wrapping_sub(1)) {
+            Some(known) => self.exit_to(known, slot.into(), now, rip),
+            None => self.exit_first(index, now, rip),
+        }
     }
 
     /// The writer: an exit with a code that has no index.
@@ -127,28 +127,34 @@ impl Record {
         self.exit(index, now, rip);
     }
 
-    /// The writer: an exit whose reason cannot be told.
+    /// The writer: an exit whose reason and place cannot be told.
     #[cold]
     #[inline(never)]
-    pub fn exit_unknown(&self, now: u64, rip: u64) {
-        self.exit(UNKNOWN, now, rip);
+    pub fn exit_unknown(&self, now: u64) {
+        self.exit(UNKNOWN, now, 0);
     }
 
-    #[inline(always)]
-    fn exit_to(&self, slot: u8, now: u64, rip: u64) {
-        if let Some(slot) = self.slots.get(usize::from(slot).wrapping_sub(1)) {
-            bump(&slot.count, 1);
+    /// The writer: an exit for a reason that has no slot yet.
+    #[cold]
+    #[inline(never)]
+    fn exit_first(&self, index: usize, now: u64, rip: u64) {
+        let slot = self.take(index);
+        if let Some(taken) = self.slots.get(usize::from(slot).wrapping_sub(1)) {
+            self.exit_to(taken, slot.into(), now, rip);
         }
+    }
+
+    /// The writer: an exit for `slot`, whose number plus one is `number`.
+    #[inline(always)]
+    fn exit_to(&self, slot: &Slot, number: u32, now: u64, rip: u64) {
+        bump(&slot.count, 1);
         self.rip.store(rip, Relaxed);
         self.since.store(now, Relaxed);
-        self.last.store(slot.into(), Relaxed);
-        self.open.store(1, Relaxed);
+        self.last.store(number | OPEN, Relaxed);
     }
 
     /// The writer: a slot for an index that has none yet, plus one. The last slot is for what is
     /// unknown or too much.
-    #[cold]
-    #[inline(never)]
     fn take(&self, index: usize) -> u8 {
         let taken = self.taken.load(Relaxed) as usize;
         let (number, index) = if index >= UNKNOWN || taken >= SLOTS - 1 {
@@ -167,20 +173,17 @@ impl Record {
     /// The writer: the guest goes on; the time of the last exit is over.
     #[inline(always)]
     pub fn entry(&self, now: u64) {
-        if self.open.load(Relaxed) == 0 {
-            return;
-        }
-        self.open.store(0, Relaxed);
+        let last = self.last.load(Relaxed);
         let Some(slot) = self
             .slots
-            .get((self.last.load(Relaxed) as usize).wrapping_sub(1))
+            .get((last as usize).wrapping_sub(OPEN as usize + 1))
         else {
             return;
         };
+        self.last.store(last & !OPEN, Relaxed);
         // CPUs whose counters differ could give a time below nothing.
-        let time = (now.wrapping_sub(self.since.load(Relaxed)) as i64).max(0) as u64;
-        let sequence = slot.sequence.load(Relaxed);
-        slot.sequence.store(sequence.wrapping_add(1), Relaxed);
+        let time = now.saturating_sub(self.since.load(Relaxed));
+        bump(&slot.sequence, 1);
         fence(Release);
         bump(&slot.total, time);
         if time > slot.max.load(Relaxed) {
@@ -189,14 +192,15 @@ impl Record {
         if let Some(bucket) = slot.buckets.get(log_linear::index(time)) {
             bump(bucket, 1);
         }
-        slot.sequence.store(sequence.wrapping_add(2), Release);
+        fence(Release);
+        bump(&slot.sequence, 1);
     }
 
     /// A reader: the last exit, if there was one.
     pub fn last(&self, vendor: Vendor) -> Option<Last> {
         let slot = self
             .slots
-            .get((self.last.load(Relaxed) as usize).wrapping_sub(1))?;
+            .get(((self.last.load(Relaxed) & !OPEN) as usize).wrapping_sub(1))?;
         Some(Last {
             reason: self.reason(vendor, slot),
             since: self.since.load(Relaxed),
@@ -322,7 +326,6 @@ mod tests {
         };
         Box::new(Record {
             last: AtomicU32::new(0),
-            open: AtomicU32::new(0),
             since: ZERO,
             rip: ZERO,
             taken: AtomicU32::new(0),
@@ -398,7 +401,7 @@ mod tests {
         for code in 0..20 {
             exit(&record, 0x1_0000 + code, 0);
         }
-        record.exit_unknown(0, 0);
+        record.exit_unknown(0);
         let lines = lines(&record);
         assert_eq!(lines.len(), SLOTS);
         assert_eq!(lines.iter().map(|l| l.count).sum::<u64>(), 0x100 + 20 + 1);

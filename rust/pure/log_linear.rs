@@ -9,7 +9,8 @@ pub const BUCKETS: usize = 344;
 #[inline(always)]
 pub const fn index(value: u64) -> usize {
     let shift = (value | 8).ilog2() - 3;
-    let index = ((shift as usize) << 3) + (value >> shift) as usize;
+    // Far from overflowing: at most 60 * 8 + 15.
+    let index = ((shift as usize) << 3).wrapping_add((value >> shift) as usize);
     if index < BUCKETS {
         index
     } else {

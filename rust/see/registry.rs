@@ -15,10 +15,11 @@ use super::{
     vm::{Hot, Vcpu, Vm},
 };
 use crate::{
-    pure::reason,
+    pure::reason::{self, Vendor},
     wrap::{
         by_vcpu::{ByVcpu, Owned},
         debugfs::Dir,
+        exit_source::Exit,
         files,
         kvm::{LiveVcpu, LiveVm, VmId},
         life::Life,
@@ -342,15 +343,28 @@ impl Registry {
         self.bury();
     }
 
+    /// An entry of a vCPU that this CPU does not remember: it comes from another CPU.
     #[cold]
     #[inline(never)]
-    fn unknown_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+    fn first_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
+        if let Some((_, record)) = this.hot.find(vcpu) {
+            record.entry(tsc::now());
+        }
+    }
+
+    /// An exit of a vCPU that this CPU does not remember.
+    #[cold]
+    #[inline(never)]
+    fn first_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+        if let Some(hot) = this.hot.find(vcpu) {
+            return exit_slowly(hot, vcpu, isa, now);
+        }
         match this.found(*vcpu, true) {
             Ok(Found::Waiting) => {}
             Ok(Found::New) => Self::look_after_soon(this),
             Ok(Found::Recorded) => {
                 if let Some(hot) = this.hot.find(vcpu) {
-                    record(hot, vcpu, isa, now);
+                    exit_slowly(hot, vcpu, isa, now);
                 }
             }
             // The next exit tries again.
@@ -359,15 +373,39 @@ impl Registry {
     }
 }
 
+// The hot path. What is rare is called last and gives nothing back, so that nothing need be saved
+// for it.
+
 /// Write an exit down.
 #[inline(always)]
-fn record((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-    match source.read(vcpu, isa) {
-        Some(exit) => match reason::index(exit.vendor, exit.code) {
-            Some(index) => record.exit(index, now, exit.rip),
-            None => record.exit_other(reason::canonical(exit.vendor, exit.code), now, exit.rip),
-        },
-        None => record.exit_unknown(now, 0),
+fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+    let (source, record) = hot;
+    if let Some(Exit { code, rip }) = source.read_svm(vcpu) {
+        match reason::index(Vendor::Svm, code) {
+            Some(index) => record.exit(index, now, rip),
+            None => record.exit_other(code, now, rip),
+        }
+    } else if let Some(Exit { code, rip }) = source.read_vmx(vcpu) {
+        match reason::index(Vendor::Vmx, code) {
+            Some(index) => record.exit(index, now, rip),
+            None => record.exit_other(reason::canonical(Vendor::Vmx, code), now, rip),
+        }
+    } else {
+        exit_slowly(hot, vcpu, isa, now);
+    }
+}
+
+/// Write an exit down, also before it is decided where it is read.
+#[cold]
+#[inline(never)]
+fn exit_slowly((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+    let Some(Exit { code, rip }) = source.read(vcpu, isa) else {
+        return record.exit_unknown(now);
+    };
+    let vendor = source.vendor();
+    match reason::index(vendor, code) {
+        Some(index) => record.exit(index, now, rip),
+        None => record.exit_other(reason::canonical(vendor, code), now, rip),
     }
 }
 
@@ -376,16 +414,17 @@ impl Watcher for Registry {
     fn on_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32) {
         let now = tsc::now();
         this.total.increment();
-        match this.hot.find(vcpu) {
-            Some(hot) => record(hot, vcpu, isa, now),
-            None => Self::unknown_exit(this, vcpu, isa, now),
+        match this.hot.remembered(vcpu) {
+            Some(hot) => exit(hot, vcpu, isa, now),
+            None => Self::first_exit(this, vcpu, isa, now),
         }
     }
 
     #[inline(always)]
     fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
-        if let Some((_, record)) = this.hot.find(vcpu) {
-            record.entry(tsc::now());
+        match this.hot.remembered(vcpu) {
+            Some((_, record)) => record.entry(tsc::now()),
+            None => Self::first_entry(this, vcpu),
         }
     }
 }

@@ -109,22 +109,16 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
         self.buckets.get(hash as usize)
     }
 
-    /// What is kept for the vCPU that runs, if anything.
+    /// What is kept for the vCPU that runs, if this CPU remembers it.
     #[inline(always)]
-    pub(crate) fn find<'a>(&self, vcpu: RunningVcpu<'a>) -> Option<&'a T> {
-        let last = self.last.get();
+    pub(crate) fn remembered<'a>(&self, vcpu: RunningVcpu<'a>) -> Option<&'a T> {
         // SAFETY: Not to be freed yet (type invariant), and settling waits for the probe we are in.
-        if let Some(entry) = unsafe { last.as_ref() } {
-            if entry.key.load(Relaxed) == vcpu.id().0 {
-                return Some(&entry.value);
-            }
-        }
-        self.look_up(vcpu)
+        let last = unsafe { self.last.get().as_ref() }?;
+        (last.key.load(Relaxed) == vcpu.id().0).then_some(&last.value)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn look_up<'a>(&self, vcpu: RunningVcpu<'a>) -> Option<&'a T> {
+    /// What is kept for the vCPU that runs, if anything. This CPU will remember it.
+    pub(crate) fn find<'a>(&self, vcpu: RunningVcpu<'a>) -> Option<&'a T> {
         let key = vcpu.id().0;
         let mut at = self.bucket(key)?.load(Acquire);
         // SAFETY: Connected when loaded (type invariant), and freed only after the probe we are in.

@@ -40,9 +40,7 @@ pub(crate) fn set_svm_proven(proven: bool) {
 
 /// An exit, as hardware tells it.
 pub(crate) struct Exit {
-    /// Whose code.
-    pub(crate) vendor: Vendor,
-    /// The reason.
+    /// The reason, a code of [`ExitSource::vendor`]'s.
     pub(crate) code: u64,
     /// The guest's instruction pointer.
     pub(crate) rip: u64,
@@ -55,16 +53,21 @@ pub(crate) struct ExitSource(AtomicU8);
 unsafe impl ZeroIsNew for ExitSource {}
 
 impl ExitSource {
-    /// The exit that the guest has just made; `None` if it cannot be told.
+    /// The exit that the guest has just made, on SVM where all is decided.
     #[inline(always)]
-    pub(crate) fn read(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
-        match self.0.load(Relaxed) {
-            // SAFETY: Proven, for this is how the state is reached.
-            SVM => Some(unsafe { svm_exit(vcpu) }),
-            // SAFETY: Decided in a probe on VMX, and we are in a probe.
-            VMX => unsafe { vmx_exit() },
-            _ => self.read_slowly(vcpu, isa),
+    pub(crate) fn read_svm(&self, vcpu: RunningVcpu<'_>) -> Option<Exit> {
+        // SAFETY: Proven, for this is how the state is reached.
+        (self.0.load(Relaxed) == SVM).then(|| unsafe { svm_exit(vcpu) })
+    }
+
+    /// The exit that the guest has just made, on VMX where all is decided.
+    #[inline(always)]
+    pub(crate) fn read_vmx(&self, _: RunningVcpu<'_>) -> Option<Exit> {
+        if self.0.load(Relaxed) != VMX {
+            return None;
         }
+        // SAFETY: Decided in a probe on VMX, and we are in a probe.
+        unsafe { vmx_exit() }
     }
 
     /// Whose codes it gives.
@@ -75,17 +78,16 @@ impl ExitSource {
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn read_slowly(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
+    /// The exit that the guest has just made, wherever it is read; `None` if it cannot be told.
+    pub(crate) fn read(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
         if self.0.load(Relaxed) == NEW {
             self.0.store(decide(*vcpu, isa), Relaxed);
         }
         let state = self.0.load(Relaxed);
         match state {
-            // SAFETY: As in `read`.
+            // SAFETY: As in `read_svm`.
             SVM => Some(unsafe { svm_exit(vcpu) }),
-            // SAFETY: As in `read`.
+            // SAFETY: As in `read_vmx`.
             VMX => unsafe { vmx_exit() },
             PROVING.. => match svm_exit_if_agreeing(*vcpu) {
                 Ok(exit) => {
@@ -139,7 +141,6 @@ unsafe fn svm_exit(vcpu: RunningVcpu<'_>) -> Exit {
     // SAFETY: Inside the VMCB, which stays with the vCPU.
     let field = |offset: usize| unsafe { vmcb.byte_add(offset).cast::<u64>().read() };
     Exit {
-        vendor: Vendor::Svm,
         code: field(raw::VMCB_EXIT_CODE),
         rip: field(raw::VMCB_RIP),
     }
@@ -162,7 +163,6 @@ fn svm_exit_if_agreeing(vcpu: LiveVcpu<'_>) -> Result<Exit> {
         }
     }
     Ok(Exit {
-        vendor: Vendor::Svm,
         code: field(raw::VMCB_EXIT_CODE)?,
         rip: field(raw::VMCB_RIP)?,
     })
@@ -196,7 +196,6 @@ unsafe fn vmx_exit() -> Option<Exit> {
     // SAFETY: As above.
     let rip = unsafe { vmread(raw::VMCS_GUEST_RIP) }?;
     Some(Exit {
-        vendor: Vendor::Vmx,
         code: code & 0xffff_ffff,
         rip,
     })
