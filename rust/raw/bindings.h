@@ -7,6 +7,7 @@
 #include <asm/svm.h>
 #include <asm/vmx.h>
 #include <kvmate.h>
+#include "layout.h"
 #include "shim.h"
 
 /* Macros that bindgen cannot evaluate by itself. */

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What this build takes KVM's structures to look like: one line for each member that kvmate uses.
+ * Members come before the whole, so that a difference is told by the first member it moves.
+ */
+#include <linux/kernel.h>
+#include <linux/kvm_host.h>
+#include "build_ids.h"
+#include "layout.h"
+
+#define MEMBER(s, m) { #s, #m, offsetof(struct s, m), sizeof_field(struct s, m) }
+#define WHOLE(s) { #s, "", 0, sizeof(struct s) }
+
+static const struct kvmate_layout kvm[] = {
+	MEMBER(kvm, mm),
+	MEMBER(kvm, vcpu_array),
+	MEMBER(kvm, online_vcpus),
+	MEMBER(kvm, irqfds),
+	MEMBER(kvm, arch),
+	MEMBER(kvm, arch.vm_type),
+	MEMBER(kvm, irq_routing),
+	MEMBER(kvm, debugfs_dentry),
+	MEMBER(kvm, irq_srcu),
+	MEMBER(kvm, userspace_pid),
+	MEMBER(kvm, vm_bugged),
+	MEMBER(kvm, vm_dead),
+	MEMBER(kvm, stats_id),
+	WHOLE(kvm),
+	MEMBER(kvm_vcpu, kvm),
+	MEMBER(kvm_vcpu, vcpu_id),
+	MEMBER(kvm_vcpu, vcpu_idx),
+	MEMBER(kvm_vcpu, mode),
+	MEMBER(kvm_vcpu, requests),
+	MEMBER(kvm_vcpu, mutex),
+	MEMBER(kvm_vcpu, wait),
+	MEMBER(kvm_vcpu, pid),
+	MEMBER(kvm_vcpu, pid_lock),
+	MEMBER(kvm_vcpu, arch),
+	MEMBER(kvm_vcpu, arch.regs),
+	MEMBER(kvm_vcpu, arch.rip),
+	MEMBER(kvm_vcpu, arch.mmu),
+	MEMBER(kvm_vcpu, arch.guest_state_protected),
+	MEMBER(kvm_vcpu, stat),
+	WHOLE(kvm_vcpu),
+};
+
+/* Its header is private to KVM. What is used of it is where it begins, so it is said here. */
+static const struct kvmate_layout kvm_amd[] = {
+	{ "vcpu_svm", "vcpu", 0, sizeof(struct kvm_vcpu) },
+	{ "vcpu_svm", "vmcb", sizeof(struct kvm_vcpu), sizeof(void *) },
+};
+
+/* Empty where the tree had none. */
+static const unsigned char kvm_id[] = { KVMATE_BUILD_ID_KVM };
+static const unsigned char kvm_amd_id[] = { KVMATE_BUILD_ID_KVM_AMD };
+
+const struct kvmate_layouts kvmate_layouts_kvm = {
+	"kvm", kvm, ARRAY_SIZE(kvm), kvm_id, sizeof(kvm_id)
+};
+
+const struct kvmate_layouts kvmate_layouts_kvm_amd = {
+	"kvm_amd", kvm_amd, ARRAY_SIZE(kvm_amd), kvm_amd_id, sizeof(kvm_amd_id)
+};
