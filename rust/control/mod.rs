@@ -12,7 +12,7 @@ pub(crate) use device::{Device, Registration};
 pub(crate) use tree::Tree;
 
 use crate::{
-    see::{Ended, Watch, Watching},
+    see::{Ended, Layouts, Watch, Watching},
     wrap::{byte::SharedByte, debugfs::Dir},
 };
 use kernel::{prelude::*, sync::Arc};
@@ -25,6 +25,7 @@ pub(crate) struct State {
     _watching: Watching,
     watch: Arc<Watch>,
     ended: Arc<Ended>,
+    layouts: Arc<Layouts>,
     root: Dir,
 }
 
@@ -39,15 +40,16 @@ impl State {
         let root = Dir::new(c"kvmate", None).inspect_err(|error| {
             pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
         })?;
-        let ended = Ended::new()?;
+        let (ended, layouts) = (Ended::new()?, Layouts::new()?);
         let vms = Dir::new(c"vms", Some(&root))?;
-        let watch = Watch::new(vms, ended.clone(), observe == 1)?;
+        let watch = Watch::new(vms, ended.clone(), layouts.clone(), observe == 1)?;
         let watching = Watch::begin(&watch)?;
         Ok(Self {
             log,
             _watching: watching,
             watch,
             ended,
+            layouts,
             root,
         })
     }

@@ -3,7 +3,7 @@
 
 use super::{knobs::Observe, State};
 use crate::{
-    see::Watch,
+    see::{Layouts, Watch},
     wrap::{
         debugfs::{Dir, File, Table},
         uabi,
@@ -19,7 +19,7 @@ use kernel::{
 pub(crate) struct Tree {
     _knobs: [File; 2],
     _knobs_dir: Dir,
-    _tables: [File; 4],
+    _tables: [File; 5],
 }
 
 impl Tree {
@@ -32,6 +32,7 @@ impl Tree {
             File::table(c"vermagic", root, Arc::new(Vermagic, GFP_KERNEL)?)?,
             File::table(c"exits", root, total)?,
             File::table(c"ended", root, state.ended.clone())?,
+            File::table(c"layouts", root, state.layouts.clone())?,
         ];
         let dir = Dir::new(c"knobs", Some(root))?;
         let observe = Observe {
@@ -80,6 +81,17 @@ impl Table for Total {
             seq_print!(out, "{}\n", self.0.total());
         } else {
             seq_print!(out, "-\n");
+        }
+        Ok(())
+    }
+}
+
+/// `layouts`: whether the running KVM's structures are those that we were compiled for, a module of
+/// KVM's a line.
+impl Table for Layouts {
+    fn show(&self, out: &SeqFile) -> Result {
+        for (owner, verdict) in self.all() {
+            seq_print!(out, "{} {verdict}\n", owner.name());
         }
         Ok(())
     }

@@ -4,8 +4,11 @@
 //! The module compiles this folder as its `pure`, user space as the crate `kvmate-pure`, where its
 //! tests run.
 
+pub mod btf;
+pub mod build_id;
 pub mod cycles;
 pub mod exits;
+pub mod layout;
 pub mod log_linear;
 pub mod range;
 pub mod reason;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What this build takes KVM's structures to look like: one line for each member that kvmate uses.
+ * What this build takes KVM's structures to look like: one line for each member that kvmate uses
+ * (in kvm.c, the inlines it calls, and rust/wrap/exit_source.rs).
  * Members come before the whole, so that a difference is told by the first member it moves.
  */
 #include <linux/kernel.h>
@@ -12,35 +13,28 @@
 #define WHOLE(s) { #s, "", 0, sizeof(struct s) }
 
 static const struct kvmate_layout kvm[] = {
-	MEMBER(kvm, mm),
 	MEMBER(kvm, vcpu_array),
 	MEMBER(kvm, online_vcpus),
-	MEMBER(kvm, irqfds),
 	MEMBER(kvm, arch),
 	MEMBER(kvm, arch.vm_type),
-	MEMBER(kvm, irq_routing),
 	MEMBER(kvm, debugfs_dentry),
-	MEMBER(kvm, irq_srcu),
-	MEMBER(kvm, userspace_pid),
 	MEMBER(kvm, vm_bugged),
 	MEMBER(kvm, vm_dead),
 	MEMBER(kvm, stats_id),
 	WHOLE(kvm),
 	MEMBER(kvm_vcpu, kvm),
 	MEMBER(kvm_vcpu, vcpu_id),
-	MEMBER(kvm_vcpu, vcpu_idx),
 	MEMBER(kvm_vcpu, mode),
 	MEMBER(kvm_vcpu, requests),
-	MEMBER(kvm_vcpu, mutex),
-	MEMBER(kvm_vcpu, wait),
 	MEMBER(kvm_vcpu, pid),
 	MEMBER(kvm_vcpu, pid_lock),
+	MEMBER(kvm_vcpu, wants_to_run),
 	MEMBER(kvm_vcpu, arch),
 	MEMBER(kvm_vcpu, arch.regs),
 	MEMBER(kvm_vcpu, arch.rip),
-	MEMBER(kvm_vcpu, arch.mmu),
 	MEMBER(kvm_vcpu, arch.guest_state_protected),
 	MEMBER(kvm_vcpu, stat),
+	MEMBER(kvm_vcpu, stat.generic.blocking),
 	WHOLE(kvm_vcpu),
 };
 

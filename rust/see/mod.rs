@@ -7,6 +7,7 @@
 //! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
 //! - [`exits`], [`vcpus`], [`ended`] are the tables.
+//! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
 //!
@@ -19,6 +20,9 @@
 //! 5. `Registry::known` (spinlock, interrupts off): which VMs there are. Taken in hooks and, for a
 //!    vCPU that runs and was never seen before, in a probe.
 //! 6. `ByVcpu::writer` (spinlock, interrupts off).
+//!
+//! [`Layouts`] has two of its own: `checking`, then a file's (of sysfs; or of its table), then
+//! `verdicts`.
 //!
 //! A probe on a vCPU that is known takes no lock.
 //!
@@ -33,10 +37,12 @@
 mod ended;
 mod exits;
 mod folder;
+mod layouts;
 mod registry;
 mod vcpus;
 mod vm;
 mod watch;
 
 pub(crate) use ended::Ended;
+pub(crate) use layouts::Layouts;
 pub(crate) use watch::{Watch, Watching};

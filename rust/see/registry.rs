@@ -83,6 +83,8 @@ pub(crate) struct Registry {
     queue: SpinLockIrq<Option<WorkQueue>>,
     #[pin]
     work: Work<Registry>,
+    /// Whether VMs may be looked into, and hooks on their ends stand.
+    shown: AtomicBool,
     /// How many VMs there have been.
     count: AtomicU64,
     /// Whether somebody could not be noted for want of memory: look at all files again.
@@ -112,6 +114,7 @@ impl Registry {
                 in_flight,
                 queue <- new_spinlock_irq!(Some(queue)),
                 work <- new_work!("kvmate::registry"),
+                shown: AtomicBool::new(false),
                 count: AtomicU64::new(0),
                 walk_wanted: AtomicBool::new(false),
                 ended,
@@ -165,8 +168,14 @@ impl Registry {
         }
     }
 
+    /// VMs may be looked into, and their ends are seen: begin to know them.
+    pub(super) fn show(self: &Arc<Self>) {
+        self.shown.store(true, Relaxed);
+        self.walk();
+    }
+
     /// Find the VMs that are there already.
-    pub(crate) fn walk(self: &Arc<Self>) {
+    fn walk(self: &Arc<Self>) {
         files::each_vm(|vm| {
             let noted = self.vm_of(&mut self.known.lock(), vm);
             vm.each_vcpu(|vcpu| {
@@ -325,8 +334,10 @@ impl Registry {
         self.in_flight.open();
     }
 
-    /// Hooks are about to go: wait for what they gave to tasks.
+    /// Hooks are about to go, and probes have gone: find nothing more, and wait for what hooks gave
+    /// to tasks.
     pub(super) fn close(&self) {
+        self.shown.store(false, Relaxed);
         self.in_flight.close();
     }
 
@@ -358,6 +369,9 @@ impl Registry {
     fn first_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
         if let Some(hot) = this.hot.find(vcpu) {
             return exit_slowly(hot, vcpu, isa, now);
+        }
+        if !this.shown.load(Relaxed) {
+            return;
         }
         match this.found(*vcpu, true) {
             Ok(Found::Waiting) => {}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
 
-use super::{ended::Ended, registry::Registry};
+use super::{ended::Ended, layouts::Layouts, registry::Registry};
 use crate::wrap::{
     debugfs::Dir,
     exit_source,
@@ -16,7 +16,7 @@ use kernel::{
     sync::{Arc, Mutex},
 };
 
-/// Whether hooks stand; for those who cannot have the [`Watch`].
+/// Whether kvm is there; for those who cannot have the [`Watch`].
 static POSSIBLE: AtomicBool = AtomicBool::new(false);
 
 /// What stands at the moment.
@@ -37,6 +37,7 @@ struct Kvm {
 #[pin_data]
 pub(crate) struct Watch {
     registry: Arc<Registry>,
+    layouts: Arc<Layouts>,
     #[pin]
     state: Mutex<State>,
 }
@@ -57,11 +58,17 @@ impl Drop for ForgetAll {
 
 impl Watch {
     /// A watch that has not begun. VMs' folders will be in `vms`.
-    pub(crate) fn new(vms: Dir, ended: Arc<Ended>, wanted: bool) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        vms: Dir,
+        ended: Arc<Ended>,
+        layouts: Arc<Layouts>,
+        wanted: bool,
+    ) -> Result<Arc<Self>> {
         let registry = Registry::new(vms, ended)?;
         Arc::pin_init(
             pin_init!(Self {
                 registry,
+                layouts,
                 state <- new_mutex!(State { wanted, kvm: None }),
             }),
             GFP_KERNEL,
@@ -81,7 +88,7 @@ impl Watch {
         })
     }
 
-    /// Whether there is a kvm whose VMs can be seen.
+    /// Whether there is a kvm whose exits can be seen.
     pub(crate) fn possible() -> bool {
         POSSIBLE.load(Relaxed)
     }
@@ -113,8 +120,7 @@ impl Kvm {
     fn probe(&mut self, on: bool, registry: &Arc<Registry>) -> Result {
         if !on {
             self.probes = None;
-        } else if self.probes.is_none() && self.hooks.is_some() {
-            // Without hooks nobody would be told of a VM's end.
+        } else if self.probes.is_none() {
             self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
         }
         Ok(())
@@ -123,43 +129,52 @@ impl Kvm {
 
 impl KvmEvents for Watch {
     fn kvm_is_there(&self, tracepoints: Tracepoints) {
+        self.layouts.check();
+        exit_source::set_svm(self.layouts.svm());
         let mut state = self.state.lock();
         if state.kvm.is_some() {
             return;
         }
-        self.registry.open();
-        let hooks = LifeHooks::register(self.registry.clone())
-            .inspect_err(|&error| match error {
-                EBUSY => pr_err!("VMs are not seen: kernel.ftrace_enabled is 0\n"),
-                error => pr_err!("VMs are not seen: no hook on their end: {error:?}\n"),
-            })
-            .ok();
         let mut kvm = Kvm {
             probes: None,
-            hooks,
+            hooks: None,
             tracepoints,
         };
-        if kvm.hooks.is_some() {
-            POSSIBLE.store(true, Relaxed);
-            self.registry.walk();
+        // Without proof no VM is looked into, and without hooks nobody would be told of its end: then
+        // exits are only counted.
+        if self.layouts.kvm_proven() {
+            self.registry.open();
+            kvm.hooks = LifeHooks::register(self.registry.clone())
+                .inspect_err(|&error| match error {
+                    EBUSY => pr_err!("VMs are not shown: kernel.ftrace_enabled is 0\n"),
+                    error => pr_err!("VMs are not shown: no hook on their end: {error:?}\n"),
+                })
+                .ok();
+            if kvm.hooks.is_some() {
+                self.registry.show();
+            }
         }
         if let Err(error) = kvm.probe(state.wanted, &self.registry) {
             pr_err!("exits are not seen: no probe on kvm_exit: {error:?}\n");
         }
         state.kvm = Some(kvm);
+        POSSIBLE.store(true, Relaxed);
     }
 
     fn kvm_goes(&self) {
+        POSSIBLE.store(false, Relaxed);
         let mut state = self.state.lock();
         if let Some(Kvm { probes, hooks, .. }) = state.kvm.take() {
-            POSSIBLE.store(false, Relaxed);
             drop(probes);
             self.registry.close();
             drop(hooks);
         }
+        drop(state);
+        self.layouts.forget();
     }
 
-    fn vendor_came(&self) {
-        exit_source::set_svm_proven(false);
+    fn vendor_changed(&self) {
+        self.layouts.check();
+        exit_source::set_svm(self.layouts.svm());
     }
 }

@@ -28,14 +28,26 @@ const PROVING: u8 = 0x80;
 /// How many exits must agree.
 const AGREEING: u8 = 32;
 
-/// Whether `struct vcpu_svm` is proven to be what is taken for true; new vCPUs need no proof then.
-static SVM_PROVEN: AtomicBool = AtomicBool::new(false);
+/// What is known of `struct vcpu_svm`, for vCPUs that begin to run: a [`Svm`].
+static SVM_KNOWN: AtomicU8 = AtomicU8::new(Svm::Undecided as u8);
 /// Whether a vCPU's VMCB was not where it should be.
 static SVM_REFUTED: AtomicBool = AtomicBool::new(false);
 
-/// Tell whether the layout of `struct vcpu_svm` is proven.
-pub(crate) fn set_svm_proven(proven: bool) {
-    SVM_PROVEN.store(proven, Relaxed);
+/// What is known of the layout of the running kvm_amd's `struct vcpu_svm`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Svm {
+    /// Nothing: each vCPU has to show it.
+    Undecided,
+    /// It is the one taken for true.
+    Proven,
+    /// It is another one.
+    Refuted,
+}
+
+/// Tell what is known of the layout of `struct vcpu_svm`.
+pub(crate) fn set_svm(svm: Svm) {
+    SVM_KNOWN.store(svm as u8, Relaxed);
 }
 
 /// An exit, as hardware tells it.
@@ -118,8 +130,11 @@ fn decide(vcpu: LiveVcpu<'_>, isa: u32) -> u8 {
         return UNKNOWN;
     }
     match isa {
-        raw::ISA_SVM if SVM_PROVEN.load(Relaxed) => SVM,
-        raw::ISA_SVM => PROVING + AGREEING - 1,
+        raw::ISA_SVM => match SVM_KNOWN.load(Relaxed) {
+            known if known == Svm::Proven as u8 => SVM,
+            known if known == Svm::Refuted as u8 => UNKNOWN,
+            _ => PROVING + AGREEING - 1,
+        },
         // SAFETY: Reads what is set at boot.
         raw::ISA_VMX if !unsafe { raw::kvmate_on_hyperv() } => VMX,
         _ => UNKNOWN,

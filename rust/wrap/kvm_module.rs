@@ -33,8 +33,8 @@ pub(crate) trait KvmEvents: Send + Sync + 'static {
     fn kvm_is_there(&self, tracepoints: Tracepoints);
     /// kvm is about to go, or we are.
     fn kvm_goes(&self);
-    /// A vendor module has come.
-    fn vendor_came(&self);
+    /// A vendor module has come, or is about to go.
+    fn vendor_changed(&self);
 }
 
 /// The registered notifiers. Dropping it tells [`KvmEvents::kvm_goes`] once more if kvm is there.
@@ -143,12 +143,11 @@ impl<T: KvmEvents> KvmModule<T> {
         let module: *mut bindings::module = data.cast();
         // SAFETY: A module that the chain tells of.
         let is = |name: &CStr| unsafe { raw::kvmate_module_is(module, name.as_char_ptr()) };
-        if event == LIVE {
-            if is(c"kvm") {
-                this.attach(module);
-            } else if is(c"kvm_amd") || is(c"kvm_intel") {
-                this.target.vendor_came();
-            }
+        if event == LIVE && is(c"kvm") {
+            this.attach(module);
+        }
+        if (event == LIVE || event == GOING) && (is(c"kvm_amd") || is(c"kvm_intel")) {
+            this.target.vendor_changed();
         }
         0
     }

@@ -71,6 +71,14 @@ impl Kvmate {
         Ok(Self(()))
     }
 
+    /// Let a command load it.
+    pub fn load_by(command: &mut Command) -> Result<Self> {
+        let output = command.output().with_context(|| format!("{command:?}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{command:?}: {said}");
+        Ok(Self(()))
+    }
+
     /// Unload, and see that nothing of it is left.
     pub fn unload(self) -> Result<()> {
         std::mem::forget(self);
@@ -131,6 +139,11 @@ impl WithoutKvm {
             unload(name).with_context(|| format!("rmmod {name}"))?;
         }
         Ok(Self { vendor })
+    }
+
+    /// The vendor module that was there.
+    pub fn vendor(&self) -> &'static str {
+        self.vendor
     }
 }
 

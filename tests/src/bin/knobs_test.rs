@@ -43,11 +43,11 @@ fn tree() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     ensure_eq!(
         names("")?,
-        ["ended", "exits", "knobs", "vermagic", "version", "vms"],
+        ["ended", "exits", "knobs", "layouts", "vermagic", "version", "vms"],
         "files"
     );
     ensure_eq!(names("knobs")?, ["observe", "verbose"], "knobs");
-    for table in ["ended", "exits", "vermagic", "version"] {
+    for table in ["ended", "exits", "layouts", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
     for knob in ["knobs/observe", "knobs/verbose"] {

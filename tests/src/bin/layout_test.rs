@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Whether kvmate knows a KVM whose structures are not those it was built for: a kvm.ko built again
+//! alone, which vermagic lets pass; and a kvmate.ko built with other headers than the running KVM.
+
+use anyhow::{ensure, Context, Result};
+use kvmate_tests::{
+    ensure_eq,
+    guest::real,
+    ktap,
+    module::{self, Kvmate, Log, WithoutKvm, DEVICE},
+};
+use kvmate_uapi::{kvmate_info, KVMATE_GET_INFO};
+use std::{
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+
+/// Where scripts/test puts KVM's modules with another `struct kvm`.
+const OTHERS: &str = "/share";
+
+fn main() -> ExitCode {
+    ktap::main(&[
+        ("proven", proven),
+        ("absent_without_kvm", absent_without_kvm),
+        ("vendor_only_when_loaded", vendor_only_when_loaded),
+        ("other_kvm_is_refused", other_kvm_is_refused),
+        ("other_vendor_is_refused", other_vendor_is_refused),
+        ("headers_changed", headers_changed),
+        ("no_sysfs", no_sysfs),
+        ("false_sysfs", false_sysfs),
+    ])
+}
+
+/// What `layouts` says of a module.
+fn layout(kvmate: &Kvmate, module: &str) -> Result<String> {
+    let table = kvmate.read("layouts")?;
+    let mut found = table.lines().filter_map(|l| l.split_once(' '));
+    let line = found.find(|(name, _)| *name == module);
+    let (_, verdict) = line.with_context(|| format!("{module} is not in {table:?}"))?;
+    Ok(verdict.to_owned())
+}
+
+/// What proves a module's structures here.
+fn proof() -> &'static str {
+    match Path::new("/sys/kernel/btf/vmlinux").exists() {
+        true => "proven by BTF",
+        false => "proven by build id",
+    }
+}
+
+/// Whether there is a kvm_amd, loaded or built in.
+fn has_amd() -> bool {
+    Path::new("/sys/module/kvm_amd").exists()
+}
+
+/// What does not depend on structures works whatever they look like.
+fn rest_works(kvmate: &Kvmate) -> Result<()> {
+    let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
+    // SAFETY: Integers and byte arrays only.
+    let mut info: kvmate_info = unsafe { std::mem::zeroed() };
+    // SAFETY: The ioctl takes and gives a `kvmate_info`.
+    let status = unsafe { ioctl_with_mut_ref(&device, KVMATE_GET_INFO, &mut info) };
+    ensure_eq!(status, 0, "KVMATE_GET_INFO");
+    ensure!(info.features != 0, "no features");
+    for value in ["0", "1"] {
+        kvmate.write("knobs/observe", value)?;
+        ensure_eq!(kvmate.read("knobs/observe")?, value, "knobs/observe");
+    }
+    let before = kvmate.exits()?;
+    real::write_ports(100)?;
+    let seen = kvmate.exits()? - before;
+    ensure!(seen >= 100, "saw {seen} of 100 exits and some");
+    Ok(())
+}
+
+fn proven() -> Result<()> {
+    let mut log = Log::from_now()?;
+    let kvmate = Kvmate::load("")?;
+    let said = log.ours()?;
+    ensure!(!said.iter().any(|l| l.contains("struct")), "said {said:?}");
+    ensure_eq!(layout(&kvmate, "kvm")?, proof(), "kvm");
+    let vendor = if has_amd() { proof() } else { "absent" };
+    ensure_eq!(layout(&kvmate, "kvm_amd")?, vendor, "kvm_amd");
+    ensure_eq!(kvmate.read("layouts")?.lines().count(), 2, "lines");
+    rest_works(&kvmate)?;
+    kvmate.unload()
+}
+
+fn absent_without_kvm() -> Result<()> {
+    let _kvm = WithoutKvm::new()?;
+    let kvmate = Kvmate::load("")?;
+    ensure_eq!(
+        kvmate.read("layouts")?,
+        "kvm absent\nkvm_amd absent",
+        "layouts"
+    );
+    kvmate.unload()
+}
+
+fn vendor_only_when_loaded() -> Result<()> {
+    if !module::is_loaded("kvm_amd") {
+        return Ok(());
+    }
+    module::unload("kvm_amd")?;
+    let kvmate = Kvmate::load("");
+    let before = kvmate.as_ref().map(|kvmate| layout(kvmate, "kvm_amd"));
+    module::modprobe("kvm_amd")?;
+    let before = before.ok().context("kvmate was not loaded")??;
+    ensure_eq!(before, "absent", "kvm_amd before it came");
+    let kvmate = kvmate?;
+    ensure_eq!(layout(&kvmate, "kvm")?, proof(), "kvm");
+    ensure_eq!(
+        layout(&kvmate, "kvm_amd")?,
+        proof(),
+        "kvm_amd after it came"
+    );
+    module::unload("kvm_amd")?;
+    let without = layout(&kvmate, "kvm_amd");
+    module::modprobe("kvm_amd")?;
+    ensure_eq!(without?, "absent", "kvm_amd after it went");
+    kvmate.unload()
+}
+
+/// A file of `OTHERS`; skips the test where there is none.
+fn other(name: &str) -> Result<PathBuf> {
+    let file = Path::new(OTHERS).join(format!("{}.ko", name.replace('_', "-")));
+    if !file.exists() {
+        return ktap::skip("KVM was not built again for this kernel");
+    }
+    Ok(file)
+}
+
+/// Modules loaded for a test; unloaded on drop, the last first.
+struct Loaded(Vec<&'static str>);
+
+impl Loaded {
+    fn load(&mut self, name: &'static str, file: &Path) -> Result<()> {
+        module::load_file(file, "").with_context(|| format!("insmod {}", file.display()))?;
+        self.0.push(name);
+        Ok(())
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        for name in self.0.iter().rev() {
+            if let Err(error) = module::unload(name) {
+                eprintln!("# rmmod {name}: {error}");
+            }
+        }
+    }
+}
+
+/// One line of `said` begins so, and no other names that module.
+fn said_once(said: &[String], module: &str, begins: &str, ends: &str) -> Result<()> {
+    let of_module = format!("{module}: ");
+    let lines: Vec<_> = said.iter().filter(|l| l.starts_with(&of_module)).collect();
+    ensure_eq!(lines.len(), 1, "lines about {module} in {said:?}");
+    let line = &lines[0][of_module.len()..];
+    ensure!(line.starts_with(begins) && line.ends_with(ends), "{line}");
+    Ok(())
+}
+
+const KVM_UNPROVEN: &str = "struct kvm and struct kvm_vcpu cannot be proven (";
+const EACH_PROVES: &str = ": each vCPU has to prove where its exit reasons are";
+const SVM_UNPROVEN: &str = "struct vcpu_svm cannot be proven (";
+
+fn other_kvm_is_refused() -> Result<()> {
+    let kvm = WithoutKvm::new()?;
+    let vendor = kvm.vendor();
+    {
+        let mut loaded = Loaded(Vec::new());
+        loaded.load("kvm", &other("kvm")?)?;
+        loaded.load(vendor, &other(vendor)?)?;
+        let mut log = Log::from_now()?;
+        let kvmate = Kvmate::load("").context("beside another kvm.ko")?;
+        let said = log.ours()?;
+        let why = "no BTF, and not the build id built against)";
+        ensure_eq!(
+            layout(&kvmate, "kvm")?,
+            format!("unproven: {KVM_UNPROVEN}{why}"),
+            "kvm"
+        );
+        said_once(&said, "kvm", KVM_UNPROVEN, ": VMs are not shown")?;
+        if vendor == "kvm_amd" {
+            let found = layout(&kvmate, vendor)?;
+            ensure_eq!(found, format!("unproven: {SVM_UNPROVEN}{why}"), "kvm_amd");
+            said_once(&said, vendor, SVM_UNPROVEN, EACH_PROVES)?;
+        } else {
+            ensure_eq!(layout(&kvmate, "kvm_amd")?, "absent", "kvm_amd");
+        }
+        rest_works(&kvmate)?;
+        kvmate.unload()?;
+    }
+    drop(kvm);
+    // The right one is proven as before.
+    proven()
+}
+
+/// The right kvm.ko, but another kvm-amd.ko: each is judged by itself. No VM is run on these.
+fn other_vendor_is_refused() -> Result<()> {
+    let kvm = WithoutKvm::new()?;
+    let vendor = kvm.vendor();
+    {
+        let file = other(vendor)?;
+        module::modprobe("kvm")?;
+        let mut loaded = Loaded(vec!["kvm"]);
+        loaded.load(vendor, &file)?;
+        let mut log = Log::from_now()?;
+        let kvmate = Kvmate::load("")?;
+        ensure_eq!(layout(&kvmate, "kvm")?, proof(), "kvm");
+        let found = layout(&kvmate, "kvm_amd")?;
+        if vendor == "kvm_amd" {
+            ensure!(found.starts_with("unproven: struct vcpu_svm "), "{found}");
+            said_once(&log.ours()?, vendor, SVM_UNPROVEN, EACH_PROVES)?;
+        } else {
+            ensure_eq!(found, "absent", "kvm_amd");
+        }
+        kvmate.unload()?;
+    }
+    drop(kvm);
+    proven()
+}
+
+/// kvmate.ko was built with a `struct kvm` that has one more `long` at its start.
+fn headers_changed() -> Result<()> {
+    let file: PathBuf = std::env::var_os("KVMATE_CHANGED_KO")
+        .context("KVMATE_CHANGED_KO")?
+        .into();
+    if !file.exists() {
+        return ktap::skip("KVM was not built again for this kernel");
+    }
+    let mut log = Log::from_now()?;
+    let kvmate = Kvmate::load_from(&file, "")?;
+    let said = log.ours()?;
+    let found = layout(&kvmate, "kvm")?;
+    if proof() == "proven by BTF" {
+        let begins = "struct kvm differs from the one built against (vcpu_array at 0x";
+        let places = found
+            .strip_prefix("unproven: ")
+            .and_then(|f| f.strip_prefix(begins))
+            .and_then(|f| f.strip_suffix(')'))
+            .and_then(|f| f.split_once(" instead of 0x"))
+            .with_context(|| found.clone())?;
+        let at = u32::from_str_radix(places.0, 16)?;
+        let expected = u32::from_str_radix(places.1, 16)?;
+        ensure_eq!(expected - at, 8, "what was moved ({found})");
+        said_once(&said, "kvm", begins, "): VMs are not shown")?;
+        // struct vcpu_svm is what it was.
+        if has_amd() {
+            ensure_eq!(layout(&kvmate, "kvm_amd")?, proof(), "kvm_amd");
+        }
+    } else {
+        // The tree's kvm.ko is older than the header, so its build id says nothing.
+        let why = "no BTF, and no build id to compare with)";
+        ensure_eq!(found, format!("unproven: {KVM_UNPROVEN}{why}"), "kvm");
+        said_once(&said, "kvm", KVM_UNPROVEN, ": VMs are not shown")?;
+    }
+    rest_works(&kvmate)?;
+    kvmate.unload()
+}
+
+/// Load it in a name space of its own, after a change there.
+fn load_where(change: &str) -> Result<Kvmate> {
+    let script = format!("{change}\nexec insmod \"$1\"");
+    Kvmate::load_by(
+        Command::new("unshare")
+            .args(["-m", "sh", "-ec", &script, "sh"])
+            .arg(module::path()?),
+    )
+}
+
+fn refused_without_sysfs(change: &str) -> Result<()> {
+    let mut log = Log::from_now()?;
+    let kvmate = load_where(change)?;
+    let said = log.ours()?;
+    ensure_eq!(
+        layout(&kvmate, "kvm")?,
+        format!("unproven: {KVM_UNPROVEN}no sysfs at /sys)"),
+        "kvm"
+    );
+    said_once(&said, "kvm", KVM_UNPROVEN, ": VMs are not shown")?;
+    rest_works(&kvmate)?;
+    kvmate.unload()
+}
+
+fn no_sysfs() -> Result<()> {
+    refused_without_sysfs("umount -l /sys")
+}
+
+/// Files that say the right things are no proof if they are not the kernel's.
+fn false_sysfs() -> Result<()> {
+    refused_without_sysfs(
+        "mkdir /tmp/false && mount -t tmpfs tmpfs /tmp/false && cd /sys
+         cp -r --parents kernel/notes $(ls -d kernel/btf module/kvm* 2>/dev/null) /tmp/false 2>/dev/null || true
+         mount --bind /tmp/false /sys && test -e /sys/module/kvm && test -e /sys/kernel/notes",
+    )
+}
