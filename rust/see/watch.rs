@@ -145,9 +145,8 @@ impl KvmEvents for Watch {
         if self.layouts.kvm_proven() {
             self.registry.open();
             kvm.hooks = LifeHooks::register(self.registry.clone())
-                .inspect_err(|&error| match error {
-                    EBUSY => pr_err!("VMs are not shown: kernel.ftrace_enabled is 0\n"),
-                    error => pr_err!("VMs are not shown: no hook on their end: {error:?}\n"),
+                .inspect_err(|error| {
+                    pr_err!("VMs are not shown: no hook on their end: {error:?}\n");
                 })
                 .ok();
             if kvm.hooks.is_some() {

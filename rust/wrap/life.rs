@@ -3,9 +3,10 @@
 //!
 //! They are function hooks (ftrace) by name: `kvm_arch_vcpu_postcreate()`, by when user space could
 //! have the vCPU, and `kvm_arch_pre_destroy_vm()`, before which nothing of the VM is freed;
-//! `kvm_arch_destroy_vm()` would be too late, the routing table is freed before it. They are
-//! permanent, so that `sysctl kernel.ftrace_enabled=0` is refused while they stand, rather than that
-//! a VM ends unseen. Hooks run in their caller's process context with preemption off.
+//! `kvm_arch_destroy_vm()` would be too late, the routing table is freed before it. Kernel probes
+//! would do too, but can be switched off behind our back (`kprobes/enabled` in debugfs), and then a
+//! VM would end unseen; ftrace no longer can. Hooks run in their caller's process context with
+//! preemption off.
 //!
 //! C header: [`include/linux/ftrace.h`](srctree/include/linux/ftrace.h)
 
@@ -74,8 +75,7 @@ impl Place {
 }
 
 impl<T: Life> LifeHooks<T> {
-    /// Let `target` know from now on. `ENOENT`: no such function. `EBUSY`: ftrace is switched off
-    /// (`kernel.ftrace_enabled`).
+    /// Let `target` know from now on. `ENOENT`: no such function.
     pub(crate) fn register(target: Arc<T>) -> Result<Self> {
         let hooks = Hooks {
             made: Place::of(c"kvm_arch_vcpu_postcreate")?,
@@ -88,7 +88,6 @@ impl<T: Life> LifeHooks<T> {
         let mut ops = KBox::new(
             bindings::ftrace_ops {
                 func: Some(on_call::<T>),
-                flags: bindings::FTRACE_OPS_FL_PERMANENT as c_ulong,
                 private: private.cast_mut().cast(),
                 ..pin_init::zeroed()
             },
