@@ -11,9 +11,11 @@ use kvmate_tests::{
 };
 use kvmate_uapi::{kvmate_info, KVMATE_GET_INFO};
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
 };
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         ("vendor_only_when_loaded", vendor_only_when_loaded),
         ("other_kvm_is_refused", other_kvm_is_refused),
         ("other_vendor_is_refused", other_vendor_is_refused),
+        ("vcpus_prove_themselves", vcpus_prove_themselves),
+        ("vcpus_refute_themselves", vcpus_refute_themselves),
         ("headers_changed", headers_changed),
         ("no_sysfs", no_sysfs),
         ("false_sysfs", false_sysfs),
@@ -101,7 +105,7 @@ fn absent_without_kvm() -> Result<()> {
 
 fn vendor_only_when_loaded() -> Result<()> {
     if !module::is_loaded("kvm_amd") {
-        return Ok(());
+        return ktap::skip("kvm_amd is not loaded as a module here");
     }
     module::unload("kvm_amd")?;
     let kvmate = Kvmate::load("");
@@ -222,6 +226,117 @@ fn other_vendor_is_refused() -> Result<()> {
     }
     drop(kvm);
     proven()
+}
+
+/// Load the right kvm.ko and that kvm-amd.ko, of which only the vCPUs can tell whether it is right.
+fn with_vendor(file: &Path, test: impl FnOnce(&Kvmate, &mut Log) -> Result<()>) -> Result<()> {
+    let kvm = WithoutKvm::new()?;
+    {
+        module::modprobe("kvm")?;
+        let mut loaded = Loaded(vec!["kvm"]);
+        loaded.load("kvm_amd", file)?;
+        let mut log = Log::from_now()?;
+        let kvmate = Kvmate::load("")?;
+        ensure_eq!(layout(&kvmate, "kvm")?, proof(), "kvm");
+        said_once(&log.ours()?, "kvm_amd", SVM_UNPROVEN, EACH_PROVES)?;
+        test(&kvmate, &mut log)?;
+        kvmate.unload()?;
+    }
+    drop(kvm);
+    proven()
+}
+
+/// The reasons and counts of the VMs that have ended.
+fn ended(kvmate: &Kvmate) -> Result<Vec<(String, u64)>> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let table = kvmate.read("ended")?;
+        let rows: Vec<Vec<&str>> = table
+            .lines()
+            .skip(1)
+            .map(|l| l.split(' ').collect())
+            .collect();
+        if !rows.is_empty() {
+            let count = |row: &[&str]| Ok((row[3].to_owned(), row[4].parse()?));
+            return rows.iter().map(|row| count(row)).collect();
+        }
+        ensure!(Instant::now() < end, "no VM has ended within 20 s");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Take a module's signature off, which is right no more and would be refused.
+fn strip_signature(file: &mut Vec<u8>) -> Result<()> {
+    let magic = b"~Module signature appended~\n";
+    let Some(signed) = file.strip_suffix(magic) else {
+        return Ok(());
+    };
+    // Before the magic stands struct module_signature, whose last word is the length of what is
+    // before it.
+    let (rest, length) = signed.split_last_chunk::<4>().context("a length")?;
+    let length = u32::from_be_bytes(*length) as usize + 8;
+    let end = rest.len().checked_sub(length).context("a signature")?;
+    file.truncate(end);
+    Ok(())
+}
+
+/// The right kvm-amd.ko, but for its build id: what each vCPU shows is right, from its first exit on.
+fn vcpus_prove_themselves() -> Result<()> {
+    if !module::is_loaded("kvm_amd") {
+        return ktap::skip("kvm_amd is not loaded as a module here");
+    }
+    if proof() == "proven by BTF" {
+        return ktap::skip("BTF proves it here");
+    }
+    let notes = fs::read("/sys/module/kvm_amd/notes/.note.gnu.build-id")?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let installed = format!(
+        "/lib/modules/{}/kernel/arch/x86/kvm/kvm-amd.ko",
+        release.trim()
+    );
+    let mut file = fs::read(&installed).context(installed)?;
+    let at: Vec<_> = file
+        .windows(notes.len())
+        .enumerate()
+        .filter(|(_, part)| *part == notes)
+        .map(|(at, _)| at)
+        .collect();
+    ensure_eq!(at.len(), 1, "places of the build id");
+    file[at[0] + notes.len() - 1] ^= 1;
+    strip_signature(&mut file)?;
+    let other = Path::new("/tmp/kvm-amd-other-id.ko");
+    fs::write(other, file)?;
+    with_vendor(other, |kvmate, log| {
+        real::write_ports(1000)?;
+        let found = ended(kvmate)?;
+        ensure!(found.contains(&("io".to_owned(), 1000)), "{found:?}");
+        ensure!(
+            !found.iter().any(|(name, _)| name == "unknown"),
+            "{found:?}"
+        );
+        ensure_eq!(log.ours()?, [""; 0], "what the log says");
+        Ok(())
+    })
+}
+
+/// A kvm-amd.ko with its VMCB elsewhere: counted, but no reason is guessed.
+fn vcpus_refute_themselves() -> Result<()> {
+    if !module::is_loaded("kvm_amd") {
+        return ktap::skip("kvm_amd is not loaded as a module here");
+    }
+    with_vendor(&other("kvm_amd_vmcb")?, |kvmate, log| {
+        real::write_ports(1000)?;
+        let found = ended(kvmate)?;
+        let [(name, count)] = &found[..] else {
+            anyhow::bail!("reasons: {found:?}");
+        };
+        ensure!(name == "unknown" && *count >= 1001, "{found:?}");
+        let line = "kvm_amd's struct vcpu_svm has its VMCB elsewhere: reasons are unknown";
+        ensure_eq!(log.ours()?, [line], "what the log says");
+        real::write_ports(10)?;
+        ensure_eq!(log.ours()?, [""; 0], "what it says of the next VM");
+        Ok(())
+    })
 }
 
 /// kvmate.ko was built with a `struct kvm` that has one more `long` at its start.
