@@ -44,6 +44,8 @@ use kernel::{
 
 /// The VMs, by what is to be done for them. No sleep while this is held.
 struct Known {
+    /// Whether VMs may be looked into, and hooks on their ends stand. Else there are none in `vms`.
+    shown: bool,
     /// Those that have not ended.
     vms: List<Vm>,
     /// vCPUs without a record yet; their VMs are in `vms`.
@@ -61,6 +63,8 @@ struct Tree {
 
 /// What happened to a vCPU that was found.
 enum Found {
+    /// VMs are not shown.
+    NotShown,
     /// It was known and has a record.
     Recorded,
     /// It was known but has none yet.
@@ -83,7 +87,7 @@ pub(crate) struct Registry {
     queue: SpinLockIrq<Option<WorkQueue>>,
     #[pin]
     work: Work<Registry>,
-    /// Whether VMs may be looked into, and hooks on their ends stand.
+    /// `Known::shown`, for a glance without the lock.
     shown: AtomicBool,
     /// How many VMs there have been.
     count: AtomicU64,
@@ -106,6 +110,7 @@ impl Registry {
                 total,
                 hot,
                 known <- new_spinlock_irq!(Known {
+                    shown: false,
                     vms: List::new(),
                     newcomers: List::new(),
                     ending: List::new(),
@@ -131,6 +136,9 @@ impl Registry {
     /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.
     fn found(&self, vcpu: LiveVcpu<'_>, ran: bool) -> Result<Found> {
         let mut known = self.known.lock();
+        if !known.shown {
+            return Ok(Found::NotShown);
+        }
         if self.hot.contains(vcpu.id()) {
             return Ok(Found::Recorded);
         }
@@ -168,8 +176,10 @@ impl Registry {
         }
     }
 
-    /// VMs may be looked into, and their ends are seen: begin to know them.
+    /// VMs may be looked into, and hooks stand: begin to know VMs.
     pub(super) fn show(self: &Arc<Self>) {
+        self.in_flight.open();
+        self.known.lock().shown = true;
         self.shown.store(true, Relaxed);
         self.walk();
     }
@@ -177,7 +187,13 @@ impl Registry {
     /// Find the VMs that are there already.
     fn walk(self: &Arc<Self>) {
         files::each_vm(|vm| {
-            let noted = self.vm_of(&mut self.known.lock(), vm);
+            let noted = {
+                let mut known = self.known.lock();
+                match known.shown {
+                    true => self.vm_of(&mut known, vm),
+                    false => return,
+                }
+            };
             vm.each_vcpu(|vcpu| {
                 // Without memory: it is found again when it runs.
                 let _ = self.found(vcpu, false);
@@ -277,16 +293,14 @@ impl Registry {
             fresh.push(Arc::new(Owned::new(&self.hot)?, GFP_KERNEL)?, GFP_KERNEL)?;
         }
         let mut before = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
-        for (vcpu, fresh) in vcpus.iter().zip(&fresh) {
-            let Some(old) = vcpu.replace(fresh.clone()) else {
-                continue;
-            };
-            let known = self.known.lock();
-            old.disconnect();
-            if !vm.ended() {
-                fresh.connect(vm.id(), vcpu.id);
-            }
-            drop(known);
+        for (vcpu, fresh) in vcpus.iter().zip(fresh) {
+            let old = vcpu.replace(fresh, |old, new| {
+                let _known = self.known.lock();
+                old.disconnect();
+                if !vm.ended() {
+                    new.connect(vm.id(), vcpu.id);
+                }
+            });
             before.push(old, GFP_KERNEL)?;
         }
         // The first to be dropped waits for probes, for all.
@@ -301,6 +315,7 @@ impl Registry {
                 vms,
                 newcomers,
                 ending,
+                ..
             } = &mut *known;
             let mut cursor = newcomers.cursor_front();
             while let Some(next) = cursor.peek_next() {
@@ -329,28 +344,24 @@ impl Registry {
         self.hot.disconnect_vm(vm);
     }
 
-    /// Hooks stand from now on.
-    pub(super) fn open(&self) {
-        self.in_flight.open();
-    }
-
-    /// Hooks are about to go, and probes have gone: find nothing more, and wait for what hooks gave
-    /// to tasks.
-    pub(super) fn close(&self) {
+    /// Hooks are about to go, and probes have gone: know no VM from now on, for nobody would tell of
+    /// its end, and wait for the work that hooks gave to tasks.
+    pub(super) fn hide(&self) {
         self.shown.store(false, Relaxed);
+        self.known.lock().shown = false;
         self.in_flight.close();
-    }
-
-    /// We go: forget all VMs. No hook stands and no probe runs any more.
-    pub(super) fn forget_all(&self) {
-        let queue = self.queue.lock().take();
-        drop(queue);
         loop {
             let Some(vm) = self.known.lock().vms.iter().next().map(|vm| vm.id()) else {
                 break;
             };
             self.end(vm);
         }
+    }
+
+    /// We go: free all that is left of VMs. None is known, no hook stands and no probe runs any more.
+    pub(super) fn free_all(&self) {
+        let queue = self.queue.lock().take();
+        drop(queue);
         self.bury();
     }
 
@@ -374,7 +385,7 @@ impl Registry {
             return;
         }
         match this.found(*vcpu, true) {
-            Ok(Found::Waiting) => {}
+            Ok(Found::NotShown | Found::Waiting) => {}
             Ok(Found::New) => Self::look_after_soon(this),
             Ok(Found::Recorded) => {
                 if let Some(hot) = this.hot.find(vcpu) {

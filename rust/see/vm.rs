@@ -182,14 +182,19 @@ impl Vcpu {
             .or(recorded.last_before)
     }
 
-    /// Go on with another record, begun empty; gives the one before.
-    pub(super) fn replace(&self, hot: Arc<Owned<Hot>>) -> Option<Arc<Owned<Hot>>> {
+    /// Go on with another record, begun empty; gives the one before. `switch` makes probes go from
+    /// that one to the new one; who does the same at the same time waits.
+    pub(super) fn replace(
+        &self,
+        new: Arc<Owned<Hot>>,
+        switch: impl FnOnce(&Owned<Hot>, &Owned<Hot>),
+    ) -> Option<Arc<Owned<Hot>>> {
         let mut recorded = self.recorded.lock();
-        let before = recorded.hot.replace(hot);
-        let last = before.as_ref().and_then(|hot| last_of(hot));
-        recorded.last_before = last.or(recorded.last_before);
+        let before = recorded.hot.replace(new.clone())?;
+        switch(&before, &new);
+        recorded.last_before = last_of(&before).or(recorded.last_before);
         self.early.store(0, Relaxed);
-        before
+        Some(before)
     }
 }
 

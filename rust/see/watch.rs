@@ -45,14 +45,14 @@ pub(crate) struct Watch {
 /// Its end: dropping this ends the watch and forgets all VMs.
 pub(crate) struct Watching {
     _events: Pin<KBox<KvmModule<Watch>>>,
-    _forget: ForgetAll,
+    _free: FreeAll,
 }
 
-struct ForgetAll(Arc<Registry>);
+struct FreeAll(Arc<Registry>);
 
-impl Drop for ForgetAll {
+impl Drop for FreeAll {
     fn drop(&mut self) {
-        self.0.forget_all();
+        self.0.free_all();
     }
 }
 
@@ -77,14 +77,14 @@ impl Watch {
 
     /// Begin: follow kvm until what this gives is dropped.
     pub(crate) fn begin(this: &Arc<Self>) -> Result<Watching> {
-        let forget = ForgetAll(this.registry.clone());
+        let free = FreeAll(this.registry.clone());
         let events = KvmModule::register(this.clone())?;
         if !Self::possible() {
             pr_info!("kvm is not there yet: VMs are seen when it comes\n");
         }
         Ok(Watching {
             _events: events,
-            _forget: forget,
+            _free: free,
         })
     }
 
@@ -143,7 +143,6 @@ impl KvmEvents for Watch {
         // Without proof no VM is looked into, and without hooks nobody would be told of its end: then
         // exits are only counted.
         if self.layouts.kvm_proven() {
-            self.registry.open();
             kvm.hooks = LifeHooks::register(self.registry.clone())
                 .inspect_err(|error| {
                     pr_err!("VMs are not shown: no hook on their end: {error:?}\n");
@@ -165,7 +164,7 @@ impl KvmEvents for Watch {
         let mut state = self.state.lock();
         if let Some(Kvm { probes, hooks, .. }) = state.kvm.take() {
             drop(probes);
-            self.registry.close();
+            self.registry.hide();
             drop(hooks);
         }
         drop(state);

@@ -124,8 +124,9 @@ impl<'a> LiveVm<'a> {
         let number = id.to_bytes().strip_prefix(b"kvm-").unwrap_or_default();
         VmName {
             text,
-            pid: number.iter().fold(0, |n: u32, d| {
-                n.wrapping_mul(10).wrapping_add((d - b'0').into())
+            pid: number.iter().fold(0, |n: u32, &digit| {
+                n.wrapping_mul(10)
+                    .wrapping_add(digit.wrapping_sub(b'0').into())
             }),
         }
     }

@@ -9,8 +9,8 @@
 use core::{
     mem::offset_of,
     sync::atomic::{
-        AtomicBool, AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
+        fence, AtomicBool, AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release, SeqCst},
     },
 };
 use kernel::{
@@ -63,9 +63,10 @@ impl InFlight {
             in_flight: self.clone(),
         };
         let work = KBox::into_raw(KBox::new(work, GFP_ATOMIC | __GFP_NOWARN)?);
-        self.count.fetch_add(1, Acquire);
+        self.count.fetch_add(1, Relaxed);
+        fence(SeqCst);
         let head: *mut bindings::callback_head = work.cast();
-        let result = if self.closed.load(Acquire) {
+        let result = if self.closed.load(Relaxed) {
             Err(ESHUTDOWN)
         } else {
             // SAFETY: `head` is the first field of the box, which `run` takes back.
@@ -90,7 +91,9 @@ impl InFlight {
     /// Take no more, and wait until all that was taken has run, but for the last instructions of it,
     /// which [`super::life::LifeHooks`]'s end waits for. Sleeps.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Release);
+        self.closed.store(true, Relaxed);
+        // Either `add` sees that it is closed, or we see what it has counted.
+        fence(SeqCst);
         while self.count.load(Acquire) != 0 {
             fsleep(Delta::from_millis(1));
         }
