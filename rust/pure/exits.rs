@@ -196,6 +196,11 @@ impl Record {
         bump(&slot.sequence, 1);
     }
 
+    /// In the writer's stead, which does not run: the entry after the last exit will not be seen.
+    pub fn lose_entry(&self) {
+        self.last.store(self.last.load(Relaxed) & !OPEN, Relaxed);
+    }
+
     /// A reader: the last exit, if there was one.
     pub fn last(&self, vendor: Vendor) -> Option<Last> {
         let slot = self
@@ -390,6 +395,17 @@ mod tests {
         record.exit(1, 100, 0);
         record.entry(99);
         assert_eq!(lines(&record)[0].total, 0);
+    }
+
+    #[test]
+    fn a_lost_entry_gives_no_time() {
+        let record = record();
+        exit(&record, 1, 100);
+        record.lose_entry();
+        record.entry(900);
+        let line = lines(&record).remove(0);
+        assert_eq!((line.count, line.timed(), line.total), (1, 0, 0));
+        assert_eq!(record.last(Vendor::Svm).unwrap().since, 100);
     }
 
     #[test]

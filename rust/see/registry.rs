@@ -133,6 +133,11 @@ impl Registry {
         self.total.sum()
     }
 
+    /// No probe runs, and some may again: what follows the last exits is not seen.
+    pub(super) fn lose_entries(&self) {
+        self.hot.each(|(_, record)| record.lose_entry());
+    }
+
     /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.
     fn found(&self, vcpu: LiveVcpu<'_>, ran: bool) -> Result<Found> {
         let mut known = self.known.lock();

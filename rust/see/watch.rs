@@ -120,6 +120,7 @@ impl Kvm {
     fn probe(&mut self, on: bool, registry: &Arc<Registry>) -> Result {
         if !on {
             self.probes = None;
+            registry.lose_entries();
         } else if self.probes.is_none() {
             self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
         }

@@ -151,6 +151,19 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
         false
     }
 
+    /// Call `visit` for all that is kept. Any context; `visit` does not sleep.
+    pub(crate) fn each(&self, visit: impl Fn(&T)) {
+        let _writer = self.writer.lock();
+        for bucket in self.buckets.iter() {
+            let mut at = bucket.load(Relaxed);
+            // SAFETY: Connected (type invariant), and its owner disconnects it under `writer` first.
+            while let Some(entry) = unsafe { at.cast_const().as_ref() } {
+                visit(&entry.value);
+                at = entry.next.load(Relaxed);
+            }
+        }
+    }
+
     /// Disconnect all that is kept for a VM's vCPUs. Any context.
     pub(crate) fn disconnect_vm(&self, vm: VmId) {
         let _writer = self.writer.lock();
