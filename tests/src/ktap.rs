@@ -34,9 +34,11 @@ pub fn skip<T>(reason: impl Into<String>) -> anyhow::Result<T> {
 #[macro_export]
 macro_rules! ensure_eq {
     ($found:expr, $expected:expr, $($what:tt)+) => {{
-        let (found, expected) = (&$found, &$expected);
-        if found != expected {
-            anyhow::bail!("{}: found {found:?}, expected {expected:?}", format_args!($($what)+));
+        match (&$found, &$expected) {
+            (found, expected) if found != expected => {
+                anyhow::bail!("{}: found {found:?}, expected {expected:?}", format_args!($($what)+));
+            }
+            _ => {}
         }
     }};
 }

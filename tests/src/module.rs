@@ -226,6 +226,11 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Ask for the stop.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// Asks for the stop when dropped.
     pub fn on_drop(&self) -> impl Drop + '_ {
         struct Guard<'a>(&'a AtomicBool);

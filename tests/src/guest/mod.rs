@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Small guests on real KVM, known to the instruction.
 //!
-//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`] and [`long`] put code
-//! and registers into it. A guest tells the test something by port I/O or through its memory.
+//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`] and [`long`] put
+//! code and registers into it. A guest tells the test something by port I/O or through its memory.
 
 pub mod long;
 pub mod real;
+pub mod steps;
+pub mod userfault;
 
 use anyhow::{bail, Context, Result};
 use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};

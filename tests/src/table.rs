@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+//! kvmate's tables, read.
+
+use anyhow::{ensure, Context, Result};
+
+/// The columns of a table `exits`.
+pub const EXITS: &str = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns";
+
+/// A line of a table `exits`; times in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Why guests exited.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+    /// From exit to entry, all together.
+    pub total: u64,
+    /// On average.
+    pub average: u64,
+    /// At 500, 990 and 999 thousandths.
+    pub percentiles: [u64; 3],
+    /// The longest.
+    pub max: u64,
+}
+
+impl Row {
+    fn parse(text: &str) -> Result<Self> {
+        let mut words = text.split(' ');
+        let reason = words.next().unwrap_or_default().to_owned();
+        let numbers = words
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()
+            .with_context(|| format!("a row of numbers: {text}"))?;
+        let [count, total, average, p50, p99, p999, max] = numbers[..] else {
+            anyhow::bail!("not eight columns: {text}");
+        };
+        Ok(Self {
+            reason,
+            count,
+            total,
+            average,
+            percentiles: [p50, p99, p999],
+            max,
+        })
+    }
+}
+
+/// The rows of a table, whose header must be `columns`.
+fn body<'a>(text: &'a str, columns: &str) -> Result<impl Iterator<Item = &'a str>> {
+    let mut lines = text.lines();
+    let header = lines.next().unwrap_or_default();
+    ensure!(
+        header == columns,
+        "header {header:?} instead of {columns:?}"
+    );
+    Ok(lines)
+}
+
+/// A table `exits`.
+pub fn exits(text: &str) -> Result<Vec<Row>> {
+    body(text, EXITS)?.map(Row::parse).collect()
+}
+
+/// The rows of a VM in the table `ended`, and how many vCPUs it is said to have had.
+pub fn ended(text: &str, vm: &str) -> Result<(u32, Vec<Row>)> {
+    let (mut vcpus, mut rows) = (None, Vec::new());
+    for line in body(text, &format!("number vm vcpus {EXITS}"))? {
+        let mut words = line.splitn(4, ' ').skip(1);
+        let (name, number, row) = (words.next(), words.next(), words.next());
+        if name != Some(vm) {
+            continue;
+        }
+        vcpus = Some(number.unwrap_or_default().parse().context("vcpus")?);
+        rows.push(Row::parse(row.unwrap_or_default())?);
+    }
+    Ok((vcpus.with_context(|| format!("{vm} has not ended"))?, rows))
+}
+
+/// The columns of a table `vcpus`.
+pub const VCPUS: &str = "vcpu task state last_exit ago_ns rip requests vm";
+
+/// A line of a table `vcpus`, as it stands there.
+#[derive(Clone, Debug)]
+pub struct Vcpu {
+    /// The number user space gave it.
+    pub vcpu: u32,
+    /// `<thread>:<name>`
+    pub task: String,
+    /// `guest`, `halted`, `kernel` or `user`.
+    pub state: String,
+    /// Why it exited last.
+    pub last_exit: String,
+    /// How long ago, in nanoseconds.
+    pub ago: String,
+    /// Where the guest was then.
+    pub rip: String,
+    /// What is asked of it.
+    pub requests: String,
+    /// What is wrong with its VM.
+    pub vm: String,
+}
+
+impl Vcpu {
+    /// How long ago its last exit was.
+    pub fn ago(&self) -> Result<u64> {
+        self.ago
+            .parse()
+            .with_context(|| format!("ago_ns {}", self.ago))
+    }
+}
+
+/// A table `vcpus`.
+pub fn vcpus(text: &str) -> Result<Vec<Vcpu>> {
+    body(text, VCPUS)?
+        .map(|line| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            let [vcpu, task, state, last_exit, ago, rip, requests, vm] =
+                <[String; 8]>::try_from(words)
+                    .ok()
+                    .with_context(|| format!("not eight columns: {line}"))?;
+            Ok(Vcpu {
+                vcpu: vcpu.parse().context("vcpu")?,
+                task,
+                state,
+                last_exit,
+                ago,
+                rip,
+                requests,
+                vm,
+            })
+        })
+        .collect()
+}
