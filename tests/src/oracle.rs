@@ -57,20 +57,27 @@ pub struct Oracle {
 
 /// For each CPU and buffer.
 const KIB: u32 = 2048;
+/// The buffers'.
+const NAMES: [&str; 2] = ["before", "after"];
 
 impl Oracle {
     /// Load kvmate, and begin.
     pub fn begin() -> Result<Self> {
         let rate = Rate::of_kernel()?;
-        let before = Some(Trace::begin("before", KIB)?);
+        let before = Some(Trace::begin(NAMES[0], KIB)?);
         let kvmate = Some(Kvmate::load("")?);
-        let after = Some(Trace::begin("after", KIB)?);
+        let after = Some(Trace::begin(NAMES[1], KIB)?);
         Ok(Self {
             after,
             kvmate,
             before,
             rate,
         })
+    }
+
+    /// Leave nothing behind, after the last.
+    pub fn clean_up() {
+        NAMES.map(Trace::remove);
     }
 
     /// kvmate itself.
@@ -90,13 +97,13 @@ impl Oracle {
         (self.after, self.before) = (None, None);
         self.kvmate().write("knobs/observe", "0")?;
         work()?;
-        self.before = Some(Trace::begin("before", KIB)?);
+        self.before = Some(Trace::begin(NAMES[0], KIB)?);
         self.kvmate().write("knobs/observe", "1")?;
-        self.after = Some(Trace::begin("after", KIB)?);
+        self.after = Some(Trace::begin(NAMES[1], KIB)?);
         Ok(events)
     }
 
-    /// Unload kvmate, and leave no trace.
+    /// Unload kvmate.
     pub fn end(mut self) -> Result<()> {
         self.after = None;
         match self.kvmate.take() {

@@ -37,24 +37,46 @@ pub struct Event {
     pub what: What,
 }
 
+/// The events traced.
+const EVENTS: [&str; 2] = ["kvm_exit", "kvm_entry"];
+
 /// A trace buffer of our own, into which all VMs' exits and entries go. Events that were lost make
 /// reading it fail.
+///
+/// Making one takes the kernel long, so it stays, with nothing in it, until [`Trace::remove`].
 pub struct Trace(PathBuf);
 
 impl Trace {
     /// Begin. `kib` is for each CPU; an exit and its entry need 150 bytes.
     pub fn begin(name: &str, kib: u32) -> Result<Self> {
-        let folder = Path::new(INSTANCES).join(format!("kvmate-{name}-{}", std::process::id()));
-        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let folder = folder(name);
+        if !folder.exists() {
+            fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        }
         let trace = Self(folder);
         trace.write("trace_clock", "x86-tsc")?;
         trace.write("buffer_size_kb", &kib.to_string())?;
         // The newest are lost first, if any are: an exit is never taken for another.
         trace.write("options/overwrite", "0")?;
-        for event in ["kvm_exit", "kvm_entry"] {
-            trace.write(&format!("events/kvm/{event}/enable"), "1")?;
-        }
+        // This empties it.
+        trace.write("trace", "")?;
+        trace.switch("1")?;
         Ok(trace)
+    }
+
+    /// Remove one that has ended, if it was ever begun.
+    pub fn remove(name: &str) {
+        let folder = folder(name);
+        if folder.exists() {
+            if let Err(error) = fs::remove_dir(&folder) {
+                eprintln!("# rmdir {}: {error}", folder.display());
+            }
+        }
+    }
+
+    fn switch(&self, on: &str) -> Result<()> {
+        let mut events = EVENTS.iter();
+        events.try_for_each(|event| self.write(&format!("events/kvm/{event}/enable"), on))
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {
@@ -85,10 +107,14 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("# rmdir of a trace instance: {error}");
+        if let Err(error) = self.switch("0") {
+            eprintln!("# {error:#}");
         }
     }
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(INSTANCES).join(format!("kvmate-{name}"))
 }
 
 /// `COMM-THREAD [CPU] FLAGS WHEN: kvm_exit: vcpu N reason NAME rip 0xN ...`

@@ -34,7 +34,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    ktap::main(&[
+    let verdict = ktap::main(&[
         ("mixture_exact", mixture_exact),
         ("first_and_last_exit", first_and_last_exit),
         ("halts_in_kernel", halts_in_kernel),
@@ -50,7 +50,9 @@ fn main() -> ExitCode {
             "unobserved_exits_leave_no_time",
             unobserved_exits_leave_no_time,
         ),
-    ])
+    ]);
+    Oracle::clean_up();
+    verdict
 }
 
 /// So many, or fewer where an exit takes long.
