@@ -251,31 +251,27 @@ fn halts_in_kernel() -> Result<()> {
     long::start(&vcpu, 0, VECTOR, halts)?;
     thread::scope(|scope| -> Result<()> {
         let guest = scope.spawn(|| long::run(&mut vcpu));
-        for _ in 0..halts {
-            // KVM says so itself; the one interrupt on its way is over by then.
-            let sent = long::seen(&vm.memory, VECTOR);
-            let began = Instant::now();
-            while stats.get("blocking")? == 0 {
-                ensure!(
-                    began.elapsed() < Duration::from_secs(20),
-                    "the guest does not halt"
-                );
-                thread::yield_now();
-            }
+        let send = |number| -> Result<()> {
+            // KVM says so itself.
+            wait("the guest halts", || {
+                Ok(guest.is_finished() || stats.get("blocking")? == 1)
+            })?;
             vm.fd.signal_msi(kvm_msi {
                 address_lo: 0xfee0_0000,
                 data: VECTOR.into(),
                 ..Default::default()
             })?;
-            while long::seen(&vm.memory, VECTOR) == sent {
-                ensure!(
-                    began.elapsed() < Duration::from_secs(20),
-                    "the interrupt is lost"
-                );
-                thread::yield_now();
-            }
+            wait("the guest takes the interrupt", || {
+                Ok(guest.is_finished() || long::seen(&vm.memory, VECTOR) == number)
+            })
+        };
+        let sent = (1..=halts).try_for_each(send);
+        if sent.is_err() && !guest.is_finished() {
+            // It would wait for ever for the rest.
+            eprintln!("# {} of {halts} interrupts", long::seen(&vm.memory, VECTOR));
+            std::process::exit(1);
         }
-        guest.join().expect("the vCPU's thread")
+        guest.join().expect("the vCPU's thread").and(sent)
     })?;
     let rows = oracle.compare(&of_vcpu(&name_of(&vm.fd), 0), &reasons(&oracle.events()?)?)?;
     let name = if vmx() { "HLT" } else { "hlt" };
@@ -286,6 +282,19 @@ fn halts_in_kernel() -> Result<()> {
         "the table's sum against KVM's statistic"
     );
     oracle.end()
+}
+
+/// Wait for what is sure to come.
+fn wait(what: &str, come: impl Fn() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !come()? {
+        ensure!(
+            began.elapsed() < Duration::from_secs(20),
+            "waiting in vain: {what}"
+        );
+        thread::yield_now();
+    }
+    Ok(())
 }
 
 /// The tables of a VM's vCPUs, and the VM's own, which is their sum. Gives how many exits.
