@@ -13,7 +13,7 @@
 
 use super::probes::Tracepoints;
 use crate::raw;
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, Ordering::SeqCst};
 use kernel::{
     bindings,
     error::to_result,
@@ -48,7 +48,7 @@ pub(crate) struct KvmModule<T: KvmEvents> {
     tracepoints: Opaque<bindings::notifier_block>,
     #[pin]
     modules: Opaque<bindings::notifier_block>,
-    /// kvm.ko between its first event and its last, else null.
+    /// kvm.ko between the first event and the last that the tracepoints' notifier told of, else null.
     kvm: AtomicPtr<bindings::module>,
     target: Arc<T>,
 }
@@ -78,7 +78,7 @@ impl<T: KvmEvents> KvmModule<T> {
         to_result(unsafe {
             bindings::register_tracepoint_module_notifier(this.tracepoints.get())
         })?;
-        if this.kvm.load(Relaxed).is_null() {
+        if this.kvm.load(SeqCst).is_null() {
             // SAFETY: The kernel's own tracepoints stay for ever.
             let builtin = unsafe {
                 Tracepoints::find(|name| raw::kvmate_kernel_tracepoint(name.as_char_ptr()))
@@ -120,10 +120,10 @@ impl<T: KvmEvents> KvmModule<T> {
         // SAFETY: A module that the chain tells of.
         if unsafe { raw::kvmate_module_is(module, c"kvm".as_char_ptr()) } {
             if event == COMING {
-                this.kvm.store(module, Relaxed);
+                this.kvm.store(module, SeqCst);
                 this.attach(module);
             } else if event == GOING {
-                this.kvm.store(core::ptr::null_mut(), Relaxed);
+                this.kvm.store(core::ptr::null_mut(), SeqCst);
                 this.target.kvm_goes();
             }
         }
@@ -143,7 +143,9 @@ impl<T: KvmEvents> KvmModule<T> {
         let module: *mut bindings::module = data.cast();
         // SAFETY: A module that the chain tells of.
         let is = |name: &CStr| unsafe { raw::kvmate_module_is(module, name.as_char_ptr()) };
-        if event == LIVE && is(c"kvm") {
+        // Of a kvm that the other notifier has not told of yet it may never tell: it could go again
+        // before that is registered. If it is there then, it tells.
+        if event == LIVE && is(c"kvm") && !this.kvm.load(SeqCst).is_null() {
             this.attach(module);
         }
         if (event == LIVE || event == GOING) && (is(c"kvm_amd") || is(c"kvm_intel")) {
