@@ -230,7 +230,7 @@ impl Registry {
     /// Give a newcomer a record and a folder.
     fn equip(self: &Arc<Self>, tree: &Tree, vcpu: &Arc<Vcpu>) -> Result {
         let hot = Arc::new(Owned::new(&self.hot)?, GFP_KERNEL)?;
-        vcpu.vm.vcpus.lock().push(vcpu.clone(), GFP_KERNEL)?;
+        vcpu.vm.vcpus.lock().reserve(1, GFP_KERNEL)?;
         vcpu.recorded.lock().hot = Some(hot.clone());
         self.make_folder(tree, &vcpu.vm);
         if let Some(folder) = &mut *vcpu.vm.folder.lock() {
@@ -248,6 +248,10 @@ impl Registry {
             }
             cursor.move_next();
         }
+        drop(known);
+        // Only now can it be reset: else that could put another record in this one's place before
+        // this one is connected. Cannot fail: there is room, which is taken under `tree` only.
+        let _ = vcpu.vm.vcpus.lock().push_within_capacity(vcpu.clone());
         Ok(())
     }
 
