@@ -30,7 +30,7 @@ machine_prepare() {
 		modprobe -S "$1" --show-depends kvm_intel 2>/dev/null | awk "\$1 == \"insmod\" { print \$2 }"
 		cd /lib/modules/"$1" && for f in modules.*; do echo "/lib/modules/$1/$f"; done' x "$release")
 	[ ! -d "$KV_WORK/bin" ] || grafts+=("/tree$KV_WORK/bin=$KV_WORK/bin")
-	for file in "$KV_WORK"/module/*/*.ko "$KV_WORK"/module/*/signed/*.ko; do
+	for file in "$KV_WORK"/module/*/*.ko "$KV_WORK"/module/*/signed/*.ko "$KV_WORK"/module/*/tests/*.ko; do
 		[ ! -e "$file" ] || grafts+=("/tree$file=$file")
 	done
 	[ -z "$share" ] || grafts+=("/tree/share=$share")

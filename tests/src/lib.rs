@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
-//! guests on real KVM, [`module`] loads kvmate, [`table`] reads its tables, [`stats`] and [`trace`] ask
-//! KVM itself, [`oracle`] compares.
+//! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`storm`] has many VMs at once, [`delay`] makes races
+//! happen.
 
 pub mod bench;
+pub mod delay;
 pub mod guest;
 pub mod ktap;
 pub mod module;
 pub mod oracle;
+pub mod seen;
 pub mod stats;
+pub mod storm;
 pub mod table;
 pub mod trace;
 pub mod tsc;

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What kvmate says of VMs: its tables, read as a user reads them.
+
+use crate::{
+    guest::real::Program,
+    module::{self, DEBUGFS},
+};
+use anyhow::{ensure, Context, Result};
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+/// The header of a table of exits.
+pub const COLUMNS: &str = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns";
+
+/// Exits by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub BTreeMap<String, u64>);
+
+impl Counts {
+    /// Of one reason.
+    pub fn of(&self, reason: &str) -> u64 {
+        self.0.get(reason).copied().unwrap_or(0)
+    }
+
+    /// Of all.
+    pub fn sum(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    fn add(&mut self, reason: &str, count: &str) -> Result<()> {
+        let count = count.parse().context("a count is a number")?;
+        let twice = self.0.insert(reason.to_owned(), count);
+        ensure!(twice.is_none(), "two lines of {reason}");
+        Ok(())
+    }
+}
+
+/// The names of the exits that the programs of [`real`](crate::guest::real) make.
+pub struct Names {
+    /// A port's write.
+    pub out: &'static str,
+    /// CPUID.
+    pub cpuid: &'static str,
+    /// HLT.
+    pub hlt: &'static str,
+}
+
+/// As kvmate has them on this machine.
+pub fn names() -> Names {
+    if module::is_loaded("kvm_intel") {
+        Names {
+            out: "IO_INSTRUCTION",
+            cpuid: "CPUID",
+            hlt: "HLT",
+        }
+    } else {
+        Names {
+            out: "io",
+            cpuid: "cpuid",
+            hlt: "hlt",
+        }
+    }
+}
+
+impl Names {
+    /// What a program does, and what it does not.
+    pub fn of(&self, program: Program) -> (&'static str, &'static str) {
+        match program {
+            Program::Out => (self.out, self.cpuid),
+            Program::Cpuid => (self.cpuid, self.out),
+        }
+    }
+}
+
+/// The folder of VMs' folders.
+pub fn vms() -> PathBuf {
+    PathBuf::from(DEBUGFS).join("vms")
+}
+
+/// Which VMs have a folder.
+pub fn names_of_vms() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(vms()).context("vms")? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Read a table `exits`.
+pub fn parse_exits(text: &str) -> Result<Counts> {
+    let mut lines = text.lines();
+    ensure!(lines.next() == Some(COLUMNS), "another header: {text:?}");
+    let mut counts = Counts::default();
+    for line in lines {
+        let fields: Vec<_> = line.split(' ').collect();
+        ensure!(fields.len() == 8, "not eight columns: {line:?}");
+        for number in &fields[1..] {
+            number
+                .parse::<u64>()
+                .with_context(|| format!("{line:?}: a number"))?;
+        }
+        counts.add(fields[0], fields[1])?;
+    }
+    Ok(counts)
+}
+
+/// The table `exits` of a VM.
+pub fn exits_of(vm: &str) -> Result<Counts> {
+    let path = vms().join(vm).join("exits");
+    parse_exits(&fs::read_to_string(&path).with_context(|| path.display().to_string())?)
+}
+
+/// A VM in the table `ended`.
+#[derive(Clone, Debug)]
+pub struct Past {
+    /// Which one since load.
+    pub number: u64,
+    /// Its name.
+    pub name: String,
+    /// How many vCPUs it had.
+    pub vcpus: u64,
+    /// Its exits.
+    pub counts: Counts,
+}
+
+/// Read the table `ended`.
+pub fn parse_ended(text: &str) -> Result<Vec<Past>> {
+    let mut lines = text.lines();
+    let header = format!("number vm vcpus {COLUMNS}");
+    ensure!(
+        lines.next() == Some(header.as_str()),
+        "another header: {text:?}"
+    );
+    let mut all: Vec<Past> = Vec::new();
+    for line in lines {
+        let fields: Vec<_> = line.split(' ').collect();
+        ensure!(fields.len() == 11, "not eleven columns: {line:?}");
+        let number = fields[0].parse().context("a VM's number")?;
+        if all.last().is_none_or(|past| past.number != number) {
+            all.push(Past {
+                number,
+                name: fields[1].to_owned(),
+                vcpus: fields[2].parse().context("a number of vCPUs")?,
+                counts: Counts::default(),
+            });
+        }
+        if let (Some(past), false) = (all.last_mut(), fields[3] == "-") {
+            past.counts.add(fields[3], fields[4])?;
+        }
+    }
+    Ok(all)
+}
+
+/// The table `ended`.
+pub fn ended() -> Result<Vec<Past>> {
+    parse_ended(&fs::read_to_string(PathBuf::from(DEBUGFS).join("ended")).context("ended")?)
+}
