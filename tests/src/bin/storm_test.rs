@@ -286,7 +286,7 @@ fn rmmod_meanwhile() -> Result<()> {
                     })
                 })
                 .collect();
-            let done = (0..storm::rounds(20)).try_for_each(|round| {
+            let done = (0..storm::rounds(12)).try_for_each(|round| {
                 let kvmate = Kvmate::load(["", "observe=0"][round as usize % 2])?;
                 thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 9000));
                 kvmate.unload().with_context(|| format!("round {round}"))
