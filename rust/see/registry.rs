@@ -69,7 +69,7 @@ enum Found {
     Recorded,
     /// It was known but has none yet.
     Waiting,
-    /// It is new: somebody has to call [`Registry::look_after`].
+    /// It is new, or has waited long: somebody has to call [`Registry::look_after`].
     New,
 }
 
@@ -148,8 +148,9 @@ impl Registry {
             return Ok(Found::Recorded);
         }
         if let Some(waiting) = known.newcomers.iter().find(|v| v.id == vcpu.id()) {
-            if ran {
-                waiting.exit_early();
+            // Whoever looks after newcomers may have lacked memory: at each doubling it is tried again.
+            if ran && waiting.exit_early().is_power_of_two() {
+                return Ok(Found::New);
             }
             return Ok(Found::Waiting);
         }
@@ -294,7 +295,7 @@ impl Registry {
         }
     }
 
-    /// Begin all records of a VM anew, or none: `ENOMEM`. `ENODEV`: it has ended.
+    /// Begin all records of a VM anew, or none: `ENOMEM`.
     pub(super) fn reset(&self, vm: &Vm) -> Result {
         let vcpus = vm.vcpus()?;
         let mut fresh = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;

@@ -157,9 +157,9 @@ impl Vcpu {
         )
     }
 
-    /// An exit that no record takes.
-    pub(super) fn exit_early(&self) {
-        self.early.fetch_add(1, Relaxed);
+    /// An exit that no record takes. Gives how many there have been.
+    pub(super) fn exit_early(&self) -> u64 {
+        self.early.fetch_add(1, Relaxed) + 1
     }
 
     /// How many there were.

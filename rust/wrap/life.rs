@@ -5,8 +5,8 @@
 //! have the vCPU, and `kvm_arch_pre_destroy_vm()`, before which nothing of the VM is freed;
 //! `kvm_arch_destroy_vm()` would be too late, the routing table is freed before it. Kernel probes
 //! would do too, but can be switched off behind our back (`kprobes/enabled` in debugfs), and then a
-//! VM would end unseen; ftrace no longer can. Hooks run in their caller's process context with
-//! preemption off.
+//! VM would end unseen; ftrace no longer can. Hooks run in their caller's process context, where sleeping
+//! is not allowed.
 //!
 //! C header: [`include/linux/ftrace.h`](srctree/include/linux/ftrace.h)
 

@@ -88,7 +88,8 @@ impl InFlight {
         result
     }
 
-    /// Take no more, and wait until all that was taken has run, but for the last instructions of it,
+    /// Take no more, and wait until all that was taken has run (a task runs it when it leaves the
+    /// kernel, however long the system call that it is in takes), but for the last instructions,
     /// which [`super::life::LifeHooks`]'s end waits for. Sleeps.
     pub(crate) fn close(&self) {
         self.closed.store(true, Relaxed);
