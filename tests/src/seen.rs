@@ -4,12 +4,10 @@
 use crate::{
     guest::real::Program,
     module::{self, DEBUGFS},
+    table::{self, Row},
 };
 use anyhow::{ensure, Context, Result};
 use std::{collections::BTreeMap, fs, path::PathBuf};
-
-/// The header of a table of exits.
-pub const COLUMNS: &str = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns";
 
 /// Exits by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +24,9 @@ impl Counts {
         self.0.values().sum()
     }
 
-    fn add(&mut self, reason: &str, count: &str) -> Result<()> {
-        let count = count.parse().context("a count is a number")?;
-        let twice = self.0.insert(reason.to_owned(), count);
-        ensure!(twice.is_none(), "two lines of {reason}");
+    fn add(&mut self, Row { reason, count, .. }: Row) -> Result<()> {
+        ensure!(!self.0.contains_key(&reason), "two lines of {reason}");
+        self.0.insert(reason, count);
         Ok(())
     }
 }
@@ -88,18 +85,9 @@ pub fn names_of_vms() -> Result<Vec<String>> {
 
 /// Read a table `exits`.
 pub fn parse_exits(text: &str) -> Result<Counts> {
-    let mut lines = text.lines();
-    ensure!(lines.next() == Some(COLUMNS), "another header: {text:?}");
     let mut counts = Counts::default();
-    for line in lines {
-        let fields: Vec<_> = line.split(' ').collect();
-        ensure!(fields.len() == 8, "not eight columns: {line:?}");
-        for number in &fields[1..] {
-            number
-                .parse::<u64>()
-                .with_context(|| format!("{line:?}: a number"))?;
-        }
-        counts.add(fields[0], fields[1])?;
+    for row in table::exits(text)? {
+        counts.add(row)?;
     }
     Ok(counts)
 }
@@ -125,27 +113,18 @@ pub struct Past {
 
 /// Read the table `ended`.
 pub fn parse_ended(text: &str) -> Result<Vec<Past>> {
-    let mut lines = text.lines();
-    let header = format!("number vm vcpus {COLUMNS}");
-    ensure!(
-        lines.next() == Some(header.as_str()),
-        "another header: {text:?}"
-    );
     let mut all: Vec<Past> = Vec::new();
-    for line in lines {
-        let fields: Vec<_> = line.split(' ').collect();
-        ensure!(fields.len() == 11, "not eleven columns: {line:?}");
-        let number = fields[0].parse().context("a VM's number")?;
+    for (number, name, vcpus, row) in table::ended_rows(text)? {
         if all.last().is_none_or(|past| past.number != number) {
             all.push(Past {
                 number,
-                name: fields[1].to_owned(),
-                vcpus: fields[2].parse().context("a number of vCPUs")?,
+                name,
+                vcpus,
                 counts: Counts::default(),
             });
         }
-        if let (Some(past), false) = (all.last_mut(), fields[3] == "-") {
-            past.counts.add(fields[3], fields[4])?;
+        if let (Some(past), true) = (all.last_mut(), row.reason != "-") {
+            past.counts.add(row)?;
         }
     }
     Ok(all)

@@ -61,19 +61,32 @@ pub fn exits(text: &str) -> Result<Vec<Row>> {
     body(text, EXITS)?.map(Row::parse).collect()
 }
 
+/// The lines of the table `ended`: which VM since load, its name, how many vCPUs it had, and a row.
+pub fn ended_rows(text: &str) -> Result<Vec<(u64, String, u64, Row)>> {
+    body(text, &format!("number vm vcpus {EXITS}"))?
+        .map(|line| {
+            let words: Vec<_> = line.splitn(4, ' ').collect();
+            let [number, name, vcpus, row] = words[..] else {
+                anyhow::bail!("not eleven columns: {line}");
+            };
+            Ok((
+                number.parse().context("a VM's number")?,
+                name.to_owned(),
+                vcpus.parse().context("a number of vCPUs")?,
+                Row::parse(row)?,
+            ))
+        })
+        .collect()
+}
+
 /// The rows of a VM in the table `ended`, and how many vCPUs it is said to have had.
-pub fn ended(text: &str, vm: &str) -> Result<(u32, Vec<Row>)> {
-    let (mut vcpus, mut rows) = (None, Vec::new());
-    for line in body(text, &format!("number vm vcpus {EXITS}"))? {
-        let mut words = line.splitn(4, ' ').skip(1);
-        let (name, number, row) = (words.next(), words.next(), words.next());
-        if name != Some(vm) {
-            continue;
-        }
-        vcpus = Some(number.unwrap_or_default().parse().context("vcpus")?);
-        rows.push(Row::parse(row.unwrap_or_default())?);
-    }
-    Ok((vcpus.with_context(|| format!("{vm} has not ended"))?, rows))
+pub fn ended(text: &str, vm: &str) -> Result<(u64, Vec<Row>)> {
+    let all = ended_rows(text)?.into_iter().filter(|(_, n, ..)| n == vm);
+    let (vcpus, rows): (Vec<_>, Vec<_>) = all.map(|(_, _, vcpus, row)| (vcpus, row)).unzip();
+    let vcpus = vcpus
+        .first()
+        .with_context(|| format!("{vm} has not ended"))?;
+    Ok((*vcpus, rows))
 }
 
 /// The columns of a table `vcpus`.
