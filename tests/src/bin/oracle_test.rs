@@ -23,7 +23,7 @@ use kvmate_tests::{
     tsc,
 };
 use nix::{
-    sched::{sched_setaffinity, CpuSet},
+    sched::{sched_getaffinity, sched_setaffinity, CpuSet},
     unistd::{gettid, Pid},
 };
 use std::{
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         ("two_vms", two_vms),
         ("vm_older_than_the_module", vm_older_than_the_module),
         ("vcpu_goes_from_cpu_to_cpu", vcpu_goes_from_cpu_to_cpu),
+        ("vcpus_take_turns_on_a_cpu", vcpus_take_turns_on_a_cpu),
         ("spread_times", spread_times),
         ("failed_entry_has_its_name", failed_entry_has_its_name),
         ("reset", reset),
@@ -407,21 +408,63 @@ fn vcpu_goes_from_cpu_to_cpu() -> Result<()> {
     let (vm, mut guests) = vm_of(&[&what])?;
     let mut turn = 0;
     let guest = &mut guests[0];
-    let ran = steps::run(&mut guest.vcpu, || {
+    let affinity = Affinity::now()?;
+    steps::run(&mut guest.vcpu, || {
         turn += 1;
-        pin(&[turn % cpus]).expect("sched_setaffinity");
-    });
-    pin(&(0..cpus).collect::<Vec<_>>())?;
-    ran?;
+        affinity.pin(turn % cpus).expect("sched_setaffinity");
+    })?;
+    drop(affinity);
     let rows = oracle.compare(&of_vcpu(&name_of(&vm.fd), 0), &reasons(&oracle.events()?)?)?;
     as_known(&rows, &what, 1)?;
     oracle.end()
 }
 
-fn pin(cpus: &[usize]) -> Result<()> {
-    let mut set = CpuSet::new();
-    cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+/// Between an exit and the next entry the same CPU runs another vCPU.
+fn vcpus_take_turns_on_a_cpu() -> Result<()> {
+    let oracle = Oracle::begin()?;
+    let what: [&[Step]; 2] = [
+        &[Step::Out(3), Step::Cpuid(2)],
+        &[Step::Halt(2), Step::ReadNone(1)],
+    ];
+    let (vm, mut guests) = vm_of(&what)?;
+    const ROUNDS: u64 = 10;
+    let affinity = Affinity::now()?;
+    affinity.pin(0)?;
+    for _ in 0..ROUNDS {
+        guests.iter_mut().try_for_each(Guest::run)?;
+    }
+    drop(affinity);
+    let events = oracle.events()?;
+    let of_vcpu = |id| reasons(events.iter().filter(|event| event.vcpu == id));
+    let name = name_of(&vm.fd);
+    compare_vm(&oracle, &name, &[of_vcpu(0)?, of_vcpu(1)?])?;
+    for (id, what) in what.iter().enumerate() {
+        let rows = table::exits(&oracle.kvmate().read(&oracle::of_vcpu(&name, id as u64))?)?;
+        as_known(&rows, what, ROUNDS)?;
+    }
+    oracle.end()
+}
+
+/// Where this thread may run; dropping it makes that so again.
+struct Affinity(CpuSet);
+
+impl Affinity {
+    fn now() -> Result<Self> {
+        Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
+    }
+
+    /// On one CPU only.
+    fn pin(&self, cpu: usize) -> Result<()> {
+        let mut only = CpuSet::new();
+        only.set(cpu)?;
+        Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
+    }
+}
+
+impl Drop for Affinity {
+    fn drop(&mut self) {
+        sched_setaffinity(Pid::from_raw(0), &self.0).expect("what was allowed before");
+    }
 }
 
 /// A VMM that takes known times, from one to fifty milliseconds.
