@@ -5,6 +5,7 @@
 //!
 //! - [`Watch`] follows kvm as it comes and goes, and owns the hooks and probes meanwhile.
 //! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
+//! - [`hot`] is what probes do at each exit and entry.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
 //! - [`exits`], [`vcpus`], [`ended`] are the tables.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
@@ -38,6 +39,7 @@
 mod ended;
 mod exits;
 mod folder;
+mod hot;
 mod layouts;
 mod registry;
 mod vcpus;

@@ -14,21 +14,15 @@ use super::{
     folder::Folder,
     vm::{Hot, Vcpu, Vm},
 };
-use crate::{
-    pure::reason::{self, Vendor},
-    wrap::{
-        by_vcpu::{ByVcpu, Owned},
-        debugfs::Dir,
-        exit_source::Exit,
-        files,
-        kvm::{LiveVcpu, LiveVm, VmId},
-        life::Life,
-        percpu::PerCpuCounter,
-        probes::{RunningVcpu, Watcher},
-        task_work::{InFlight, OnReturn},
-        tsc,
-        work_queue::WorkQueue,
-    },
+use crate::wrap::{
+    by_vcpu::{ByVcpu, Owned},
+    debugfs::Dir,
+    files,
+    kvm::{LiveVcpu, LiveVm, VmId},
+    life::Life,
+    percpu::PerCpuCounter,
+    task_work::{InFlight, OnReturn},
+    work_queue::WorkQueue,
 };
 use core::{
     mem,
@@ -62,7 +56,7 @@ struct Tree {
 }
 
 /// What happened to a vCPU that was found.
-enum Found {
+pub(super) enum Found {
     /// VMs are not shown.
     NotShown,
     /// It was known and has a record.
@@ -76,8 +70,8 @@ enum Found {
 /// The registry.
 #[pin_data]
 pub(crate) struct Registry {
-    total: PerCpuCounter,
-    hot: Arc<ByVcpu<Hot>>,
+    pub(super) total: PerCpuCounter,
+    pub(super) hot: Arc<ByVcpu<Hot>>,
     #[pin]
     known: SpinLockIrq<Known>,
     #[pin]
@@ -88,7 +82,7 @@ pub(crate) struct Registry {
     #[pin]
     work: Work<Registry>,
     /// `Known::shown`, for a glance without the lock.
-    shown: AtomicBool,
+    pub(super) shown: AtomicBool,
     /// How many VMs there have been.
     count: AtomicU64,
     /// Whether somebody could not be noted for want of memory: look at all files again.
@@ -139,7 +133,7 @@ impl Registry {
     }
 
     /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.
-    fn found(&self, vcpu: LiveVcpu<'_>, ran: bool) -> Result<Found> {
+    pub(super) fn found(&self, vcpu: LiveVcpu<'_>, ran: bool) -> Result<Found> {
         let mut known = self.known.lock();
         if !known.shown {
             return Ok(Found::NotShown);
@@ -175,7 +169,7 @@ impl Registry {
     }
 
     /// Have a worker look after what was found or has ended. Any context.
-    fn look_after_soon(this: ArcBorrow<'_, Self>) {
+    pub(super) fn look_after_soon(this: ArcBorrow<'_, Self>) {
         if let Some(queue) = &*this.queue.lock() {
             // Already queued: then it has not begun, and will see this too.
             let _ = queue.enqueue(Arc::from(this));
@@ -373,94 +367,6 @@ impl Registry {
         let queue = self.queue.lock().take();
         drop(queue);
         self.bury();
-    }
-
-    /// An entry of a vCPU that this CPU does not remember: it comes from another CPU.
-    #[cold]
-    #[inline(never)]
-    fn first_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
-        if let Some((_, record)) = this.hot.find(vcpu) {
-            record.entry(tsc::now());
-        }
-    }
-
-    /// An exit of a vCPU that this CPU does not remember.
-    #[cold]
-    #[inline(never)]
-    fn first_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-        if let Some(hot) = this.hot.find(vcpu) {
-            return exit_slowly(hot, vcpu, isa, now);
-        }
-        if !this.shown.load(Relaxed) {
-            return;
-        }
-        match this.found(*vcpu, true) {
-            Ok(Found::NotShown | Found::Waiting) => {}
-            Ok(Found::New) => Self::look_after_soon(this),
-            Ok(Found::Recorded) => {
-                if let Some(hot) = this.hot.find(vcpu) {
-                    exit_slowly(hot, vcpu, isa, now);
-                }
-            }
-            // The next exit tries again.
-            Err(_) => {}
-        }
-    }
-}
-
-// The hot path. What is rare is called last and gives nothing back, so that nothing need be saved
-// for it.
-
-/// Write an exit down.
-#[inline(always)]
-fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-    let (source, record) = hot;
-    if let Some(Exit { code, rip }) = source.read_svm(vcpu) {
-        match reason::index(Vendor::Svm, code) {
-            Some(index) => record.exit(index, now, rip),
-            None => record.exit_other(code, now, rip),
-        }
-    } else if let Some(Exit { code, rip }) = source.read_vmx(vcpu) {
-        match reason::index(Vendor::Vmx, code) {
-            Some(index) => record.exit(index, now, rip),
-            None => record.exit_other(reason::canonical(Vendor::Vmx, code), now, rip),
-        }
-    } else {
-        exit_slowly(hot, vcpu, isa, now);
-    }
-}
-
-/// Write an exit down, also before it is decided where it is read.
-#[cold]
-#[inline(never)]
-fn exit_slowly((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-    let Some(Exit { code, rip }) = source.read(vcpu, isa) else {
-        return record.exit_unknown(now);
-    };
-    let vendor = source.vendor();
-    match reason::index(vendor, code) {
-        Some(index) => record.exit(index, now, rip),
-        None => record.exit_other(reason::canonical(vendor, code), now, rip),
-    }
-}
-
-impl Watcher for Registry {
-    #[inline(always)]
-    fn on_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32) {
-        let now = tsc::now();
-        this.total.increment();
-        match this.hot.remembered(vcpu) {
-            Some(hot) => exit(hot, vcpu, isa, now),
-            None => Self::first_exit(this, vcpu, isa, now),
-        }
-    }
-
-    #[inline(always)]
-    fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
-        match this.hot.remembered(vcpu) {
-            Some((_, record)) => record.entry(tsc::now()),
-            None => Self::first_entry(this, vcpu),
-        }
     }
 }
 
