@@ -30,8 +30,8 @@
 //! # Ends
 //!
 //! A VM's end is the hook on `kvm_arch_pre_destroy_vm()`: it takes the VM out of `known`, closes its
-//! gate and disconnects its vCPUs' records, all without sleeping; a worker takes the folder away,
-//! writes the totals to `ended`, waits for probes, and frees. Unloading, in this order: no more
+//! gate and disconnects its vCPUs' records, all without sleeping; a worker writes the totals
+//! to `ended`, takes the folder away, waits for probes, and frees. Unloading, in this order: no more
 //! files that lead here but VMs' own; no more events of kvm; probes; then all VMs are hidden, which
 //! closes their gates as if they had ended, and the work that hooks gave to tasks is waited for; only
 //! then hooks; then the worker's queue; then folders and records.

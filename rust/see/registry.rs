@@ -260,16 +260,18 @@ impl Registry {
         }
     }
 
-    /// Take the folders of VMs away that have ended, so that their names are free.
+    /// Write down the totals of VMs that have ended, and then take their folders away, so that their
+    /// names are free.
     fn remove_folders(&self, tree: &mut Tree) {
         let mut ending = mem::replace(&mut self.known.lock().ending, List::new());
         for vm in ending.iter() {
+            self.ended.add(&vm);
             drop(vm.folder.lock().take());
         }
         tree.ended.push_all_back(&mut ending);
     }
 
-    /// Write down the totals of the VMs that have ended, and free all that is theirs. Sleeps.
+    /// Free all that belongs to VMs that have ended. Sleeps.
     fn bury(&self) {
         let ended = {
             let mut tree = self.tree.lock();
@@ -278,9 +280,6 @@ impl Registry {
         };
         if ended.is_empty() {
             return;
-        }
-        for vm in ended.iter() {
-            self.ended.add(&vm);
         }
         self.hot.settle();
         for vm in ended.iter() {
