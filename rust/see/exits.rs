@@ -103,15 +103,16 @@ pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
     for vcpu in vcpus {
         let Some(hot) = vcpu.hot() else { continue };
         let (source, record) = &**hot;
-        vendor = source.vendor();
         for slot in 0..SLOTS {
             // Another CPU writes for some nanoseconds at a time.
             let seen = record
-                .read(vendor, slot, &mut line, core::hint::spin_loop)
+                .read(source.vendor(), slot, &mut line, core::hint::spin_loop)
                 .map_err(|_| EAGAIN)?;
             if !seen {
                 continue;
             }
+            // Only a vCPU that has exited knows.
+            vendor = source.vendor();
             match lines.iter_mut().find(|l| l.reason == line.reason) {
                 Some(sum) => sum.add(&line),
                 None => lines.push((*line).clone(), GFP_KERNEL)?,

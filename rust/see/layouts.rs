@@ -11,7 +11,11 @@ use crate::{
         btf::{Btf, Types, MARKS},
         build_id, layout,
     },
-    wrap::{exit_source::Svm, layout::Owner, sysfs},
+    wrap::{
+        exit_source::{self, Svm},
+        layout::Owner,
+        sysfs,
+    },
 };
 use kernel::{
     fmt, new_mutex,
@@ -98,8 +102,8 @@ impl Layouts {
 
     /// Find out: to be called where kvm is there, when a module of KVM has come (it is live) or goes.
     /// What is refused now and was not before is told in the log. Sleeps, and reads files of the
-    /// current task's `/sys`.
-    pub(super) fn check(&self) {
+    /// current task's `/sys`. `keep_kvm`: kvm is the one that was proven before.
+    pub(super) fn check(&self, keep_kvm: bool) {
         let _checking = self.checking.lock();
         let before = self.all();
         let there = before.map(|(owner, _)| is_there(owner));
@@ -114,6 +118,9 @@ impl Layouts {
             .and_then(|blob| Types::of_vmlinux(blob, &mut marks).ok());
         let mut now = before;
         for ((owner, verdict), there) in now.iter_mut().zip(there) {
+            if keep_kvm && *owner == Owner::Kvm {
+                continue;
+            }
             *verdict = match there {
                 Ok(true) => prove(*owner, base.as_ref()),
                 Ok(false) => Verdict::Absent,
@@ -121,6 +128,7 @@ impl Layouts {
             };
         }
         *self.verdicts.lock() = now;
+        exit_source::set_svm(self.svm());
         for ((owner, now), (_, before)) in now.iter().zip(&before) {
             if let (true, Verdict::Unproven(_, why)) = (now != before, now) {
                 let refused = match (owner, why) {
@@ -141,7 +149,7 @@ impl Layouts {
     }
 
     /// What is known of `struct vcpu_svm`.
-    pub(super) fn svm(&self) -> Svm {
+    fn svm(&self) -> Svm {
         let [_, (_, verdict)] = self.all();
         match verdict {
             Verdict::Proven(_) => Svm::Proven,

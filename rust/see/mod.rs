@@ -16,11 +16,12 @@
 //!    inside the kernel's locks on modules coming and going, so those are never taken inside it.
 //! 2. `Registry::tree` (mutex): VMs' folders being made and removed. Never taken by a file of such a
 //!    folder: removing a folder waits for the readers of its files.
-//! 3. `Vm::vcpus`, `Vcpu::hot` and `Registry::ended` (mutexes), each alone.
+//! 3. `Vm::folder` (mutex), under `tree` only; then `Vm::vcpus`, `Vcpu::recorded` and `Ended::past`
+//!    (mutexes), none in another; `ByVcpu::settling` (mutex), held over grace periods.
 //! 4. A gate of a VM ([`crate::wrap::gate`]), never two.
-//! 5. `Registry::known` (spinlock, interrupts off): which VMs there are. Taken in hooks and, for a
+//! 5. `Registry::known` (spinlock, interrupts off; a reset takes it under `Vcpu::recorded`): which VMs there are. Taken in hooks and, for a
 //!    vCPU that runs and was never seen before, in a probe.
-//! 6. `ByVcpu::writer` (spinlock, interrupts off).
+//! 6. `ByVcpu::writer`, `Registry::queue` (spinlocks, interrupts off).
 //!
 //! [`Layouts`] has two of its own: `checking`, then a file's (of sysfs; or of its table), then
 //! `verdicts`.

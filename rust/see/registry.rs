@@ -210,8 +210,9 @@ impl Registry {
     /// Give every newcomer a record and a folder. Sleeps.
     fn look_after(self: &Arc<Self>) {
         let mut tree = self.tree.lock();
-        self.remove_folders(&mut tree);
         loop {
+            // Each time: the next newcomer may have the name of a VM that has just ended.
+            self.remove_folders(&mut tree);
             let Some(vcpu) = self.known.lock().newcomers.iter().next().map(Arc::from) else {
                 break;
             };
@@ -284,7 +285,8 @@ impl Registry {
         self.hot.settle();
         for vm in ended.iter() {
             // Opens the circle.
-            drop(mem::replace(&mut *vm.vcpus.lock(), KVVec::new()));
+            let vcpus = mem::replace(&mut *vm.vcpus.lock(), KVVec::new());
+            drop(vcpus);
         }
     }
 

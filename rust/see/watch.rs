@@ -4,7 +4,6 @@
 use super::{ended::Ended, layouts::Layouts, registry::Registry};
 use crate::wrap::{
     debugfs::Dir,
-    exit_source,
     kvm_module::{KvmEvents, KvmModule},
     life::LifeHooks,
     probes::{Probes, Tracepoints},
@@ -44,8 +43,19 @@ pub(crate) struct Watch {
 
 /// Its end: dropping this ends the watch and forgets all VMs.
 pub(crate) struct Watching {
+    _hide: HideAll,
     _events: Pin<KBox<KvmModule<Watch>>>,
     _free: FreeAll,
+}
+
+/// Hides all VMs before the kernel's locks on modules are taken for the events' end: a task may be in
+/// `KVM_CREATE_VCPU` for as long as a VMM likes.
+struct HideAll(Arc<Registry>);
+
+impl Drop for HideAll {
+    fn drop(&mut self) {
+        self.0.hide();
+    }
 }
 
 struct FreeAll(Arc<Registry>);
@@ -83,6 +93,7 @@ impl Watch {
             pr_info!("kvm is not there yet: VMs are seen when it comes\n");
         }
         Ok(Watching {
+            _hide: HideAll(this.registry.clone()),
             _events: events,
             _free: free,
         })
@@ -116,6 +127,22 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Hook on VMs' lives and show VMs, if kvm is proven: without proof no VM is looked into, and
+    /// without hooks nobody would be told of its end; then exits are only counted.
+    fn hook(&self, kvm: &mut Kvm) {
+        if kvm.hooks.is_some() || !self.layouts.kvm_proven() {
+            return;
+        }
+        kvm.hooks = LifeHooks::register(self.registry.clone())
+            .inspect_err(|error| pr_err!("VMs are not shown: no hook on their end: {error:?}\n"))
+            .ok();
+        if kvm.hooks.is_some() {
+            self.registry.show();
+        }
+    }
+}
+
 impl Kvm {
     fn probe(&mut self, on: bool, registry: &Arc<Registry>) -> Result {
         if !on {
@@ -130,8 +157,7 @@ impl Kvm {
 
 impl KvmEvents for Watch {
     fn kvm_is_there(&self, tracepoints: Tracepoints) {
-        self.layouts.check();
-        exit_source::set_svm(self.layouts.svm());
+        self.layouts.check(false);
         let mut state = self.state.lock();
         if state.kvm.is_some() {
             return;
@@ -141,18 +167,7 @@ impl KvmEvents for Watch {
             hooks: None,
             tracepoints,
         };
-        // Without proof no VM is looked into, and without hooks nobody would be told of its end: then
-        // exits are only counted.
-        if self.layouts.kvm_proven() {
-            kvm.hooks = LifeHooks::register(self.registry.clone())
-                .inspect_err(|error| {
-                    pr_err!("VMs are not shown: no hook on their end: {error:?}\n");
-                })
-                .ok();
-            if kvm.hooks.is_some() {
-                self.registry.show();
-            }
-        }
+        self.hook(&mut kvm);
         if let Err(error) = kvm.probe(state.wanted, &self.registry) {
             pr_err!("exits are not seen: no probe on kvm_exit: {error:?}\n");
         }
@@ -173,7 +188,12 @@ impl KvmEvents for Watch {
     }
 
     fn vendor_changed(&self) {
-        self.layouts.check();
-        exit_source::set_svm(self.layouts.svm());
+        // While hooks stand kvm is the one that was proven.
+        let hooked = |state: &State| state.kvm.as_ref().is_some_and(|kvm| kvm.hooks.is_some());
+        let before = hooked(&self.state.lock());
+        self.layouts.check(before);
+        if let Some(kvm) = &mut self.state.lock().kvm {
+            self.hook(kvm);
+        }
     }
 }

@@ -9,6 +9,7 @@ use kvmate_tests::{
     guest::{self, real, Vm},
     ktap,
     module::{Kvmate, DEBUGFS},
+    seen,
     stats::Stats,
 };
 use nix::{
@@ -184,6 +185,26 @@ fn older_than_the_module() -> Result<()> {
         found,
         (expected, 0),
         "exits since load, and without a record"
+    );
+    // The second vCPU never exits, and does not know whose names they are.
+    let all = seen::exits_of(&name)?;
+    ensure_eq!(
+        all.of(seen::names().out),
+        200,
+        "port writes of the VM in {all:?}"
+    );
+    ensure_eq!(
+        all,
+        seen::exits_of(&format!("{name}/vcpu0"))?,
+        "of the VM and its vCPU"
+    );
+    kvmate.write(&format!("vms/{name}/reset"), "1")?;
+    run(&mut vcpu, 30)?;
+    let all = seen::exits_of(&name)?;
+    ensure_eq!(
+        all.of(seen::names().out),
+        30,
+        "port writes since a reset in {all:?}"
     );
     drop((stats, vcpu, halted, vm, idle));
     none_left()?;
