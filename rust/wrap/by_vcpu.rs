@@ -228,10 +228,10 @@ unsafe impl<T: Sync + Send + ZeroIsNew> Send for Owned<T> {}
 unsafe impl<T: Sync + Send + ZeroIsNew> Sync for Owned<T> {}
 
 impl<T: Sync + Send + ZeroIsNew> Owned<T> {
-    /// A new entry, not connected yet, charged to the current task's memory cgroup. It takes [`ENTRY_LIMIT`] at most.
+    /// A new entry, not connected yet. It takes [`ENTRY_LIMIT`] at most.
     pub(crate) fn new(table: &Arc<ByVcpu<T>>) -> Result<Self> {
         const { assert!(size_of::<Entry<T>>() <= ENTRY_LIMIT) };
-        let entry = KVBox::<Entry<T>>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)?;
+        let entry = KVBox::<Entry<T>>::new_uninit(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN)?;
         // SAFETY: The memory is zeroed, and zero is a value (trait).
         let entry = KVBox::into_raw(unsafe { entry.assume_init() });
         Ok(Self {

@@ -121,6 +121,17 @@ impl Drop for Kvmate {
     }
 }
 
+/// The loaded vendor module of KVM's. Skips the test where there is none.
+pub fn vendor() -> Result<&'static str> {
+    let loaded = ["kvm_amd", "kvm_intel"]
+        .into_iter()
+        .find(|name| is_loaded(name));
+    loaded.map_or_else(
+        || crate::ktap::skip("kvm is not loaded as a module here"),
+        Ok,
+    )
+}
+
 /// KVM taken away for a test: kvm and its vendor module unloaded, and loaded again on drop.
 pub struct WithoutKvm {
     vendor: &'static str,
@@ -129,12 +140,7 @@ pub struct WithoutKvm {
 impl WithoutKvm {
     /// Unload kvm. Skips the test where kvm is built in or was never loaded.
     pub fn new() -> Result<Self> {
-        let vendor = ["kvm_amd", "kvm_intel"]
-            .into_iter()
-            .find(|name| is_loaded(name));
-        let Some(vendor) = vendor else {
-            return crate::ktap::skip("kvm is not loaded as a module here");
-        };
+        let vendor = vendor()?;
         for name in [vendor, "kvm"] {
             unload(name).with_context(|| format!("rmmod {name}"))?;
         }

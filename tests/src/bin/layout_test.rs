@@ -5,9 +5,11 @@
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
-    guest::real,
+    guest::{real, Vm},
     ktap,
     module::{self, Kvmate, Log, WithoutKvm, DEVICE},
+    seen,
+    storm::until,
 };
 use kvmate_uapi::{kvmate_info, KVMATE_GET_INFO};
 use std::{
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         ("headers_changed", headers_changed),
         ("no_sysfs", no_sysfs),
         ("false_sysfs", false_sysfs),
+        ("proven_later", proven_later),
     ])
 }
 
@@ -412,4 +415,43 @@ fn false_sysfs() -> Result<()> {
          cp -r --parents kernel/notes $(ls -d kernel/btf module/kvm* 2>/dev/null) /tmp/false 2>/dev/null || true
          mount --bind /tmp/false /sys && test -e /sys/module/kvm && test -e /sys/kernel/notes",
     )
+}
+
+/// kvm is looked at again when its vendor module comes, and once it is proven VMs are shown; what was
+/// proven stays so, whoever loads the vendor module then.
+fn proven_later() -> Result<()> {
+    let vendor = module::vendor()?;
+    let kvmate = load_where("umount -l /sys")?;
+    let vm = Vm::new(1 << 16, false)?;
+    let vcpu = vm.vcpu(0)?;
+    ensure_eq!(
+        seen::names_of_vms()?,
+        [""; 0],
+        "VMs while kvm is not proven"
+    );
+    drop((vcpu, vm));
+    module::unload(vendor)?;
+    module::modprobe(vendor)?;
+    ensure_eq!(layout(&kvmate, "kvm")?, proof(), "kvm");
+    let again = || -> Result<()> {
+        let vm = Vm::new(1 << 16, false)?;
+        let vcpu = vm.vcpu(0)?;
+        ensure_eq!(seen::names_of_vms()?.len(), 1, "VMs");
+        drop((vcpu, vm));
+        until("it is gone", || Ok(seen::names_of_vms()?.is_empty()))
+    };
+    again()?;
+    module::unload(vendor)?;
+    let script = format!("umount -l /sys\nexec modprobe {vendor}");
+    let loaded = Command::new("unshare")
+        .args(["-m", "sh", "-ec", &script])
+        .status()?;
+    ensure!(loaded.success(), "modprobe {vendor} without /sys: {loaded}");
+    ensure_eq!(
+        layout(&kvmate, "kvm")?,
+        proof(),
+        "kvm, from where there is no /sys"
+    );
+    again()?;
+    kvmate.unload()
 }

@@ -141,12 +141,7 @@ fn users(name: &str) -> Result<Vec<String>> {
 }
 
 fn pins_no_module() -> Result<()> {
-    let vendor = ["kvm_amd", "kvm_intel"]
-        .into_iter()
-        .find(|name| module::is_loaded(name));
-    let Some(vendor) = vendor else {
-        return ktap::skip("kvm is not loaded as a module here");
-    };
+    let vendor = module::vendor()?;
     let kvmate = Kvmate::load("")?;
     real::write_ports(10)?;
     let before = kvmate.exits()?;

@@ -304,12 +304,7 @@ fn read_after_the_end() -> Result<()> {
 
 /// kvm goes, and comes again, while kvmate still takes the last VM's folder away.
 fn kvm_goes_at_the_burial() -> Result<()> {
-    let vendor = ["kvm_amd", "kvm_intel"]
-        .into_iter()
-        .find(|name| module::is_loaded(name));
-    let Some(vendor) = vendor else {
-        return ktap::skip("kvm is not loaded as a module here");
-    };
+    let vendor = module::vendor()?;
     let kvmate = Kvmate::load("")?;
     let delay = Delay::load()?;
     for round in 0..storm::rounds(5) {

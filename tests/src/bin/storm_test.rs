@@ -307,12 +307,7 @@ fn rmmod_meanwhile() -> Result<()> {
 /// kvm and its vendor module can go as soon as no VM's file is open, whatever kvmate is doing, and
 /// when they come again all is counted as before.
 fn kvm_goes_meanwhile() -> Result<()> {
-    let vendor = ["kvm_amd", "kvm_intel"]
-        .into_iter()
-        .find(|name| module::is_loaded(name));
-    let Some(vendor) = vendor else {
-        return ktap::skip("kvm is not loaded as a module here");
-    };
+    let vendor = module::vendor()?;
     let kvmate = Kvmate::load("")?;
     let stop = Stop::default();
     thread::scope(|scope| {

@@ -8,9 +8,10 @@ use kvmate_tests::{
     ensure_eq,
     guest::{self, real, Vm},
     ktap,
-    module::{Kvmate, DEBUGFS},
+    module::Kvmate,
     seen,
     stats::Stats,
+    storm::until,
 };
 use nix::{
     errno::Errno,
@@ -31,7 +32,6 @@ use std::{
     path::Path,
     process::ExitCode,
     thread,
-    time::{Duration, Instant},
 };
 
 fn main() -> ExitCode {
@@ -60,7 +60,7 @@ fn names(folder: &Path) -> Result<BTreeSet<String>> {
 
 /// The VMs that kvmate shows.
 fn shown() -> Result<BTreeSet<String>> {
-    names(&Path::new(DEBUGFS).join("vms"))
+    Ok(seen::names_of_vms()?.into_iter().collect())
 }
 
 /// The VMs that KVM's own debugfs shows.
@@ -71,40 +71,21 @@ fn of_kvm() -> Result<BTreeSet<String>> {
 
 /// A VM's folders of vCPUs.
 fn vcpus(vm: &str) -> Result<Vec<String>> {
-    let all = names(&Path::new(DEBUGFS).join("vms").join(vm))?;
+    let all = names(&seen::vms().join(vm))?;
     Ok(all
         .into_iter()
         .filter(|n| n.starts_with("vcpu") && n != "vcpus")
         .collect())
 }
 
-/// A worker takes folders away: within a moment.
-fn soon(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !done()? {
-        ensure!(Instant::now() < end, "not within 20 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
 fn none_left() -> Result<()> {
-    soon("no VM is shown", || Ok(shown()?.is_empty()))
+    until("no VM is shown", || Ok(shown()?.is_empty()))
 }
 
-/// The counts in a table of exits, all together, and those without a record.
-fn counts(kvmate: &Kvmate, table: &str) -> Result<(u64, u64)> {
-    let (mut all, mut unrecorded) = (0, 0);
-    for line in kvmate.read(table)?.lines().skip(1) {
-        let mut fields = line.split(' ');
-        let (name, count) = (fields.next(), fields.next());
-        let count: u64 = count.context("a line has a count")?.parse()?;
-        all += count;
-        if name == Some("unrecorded") {
-            unrecorded = count;
-        }
-    }
-    Ok((all, unrecorded))
+/// The exits in the table of a VM (or of its vCPU, as "vm/vcpu0"), and those without a record.
+fn counts(table: &str) -> Result<(u64, u64)> {
+    let counts = seen::exits_of(table)?;
+    Ok((counts.sum(), counts.of("unrecorded")))
 }
 
 /// A VM with a loaded program; the name it should have.
@@ -143,7 +124,7 @@ fn named_as_kvm_names_them() -> Result<()> {
     );
     ensure_eq!(vcpus(&second_name)?, ["vcpu3"], "vCPUs of the second");
     drop((one, other, first));
-    soon("the first is gone", || Ok(!shown()?.contains(&first_name)))?;
+    until("the first is gone", || Ok(!shown()?.contains(&first_name)))?;
     ensure_eq!(shown()?.len(), 1, "VMs left");
     drop(second);
     none_left()?;
@@ -157,11 +138,7 @@ fn made_and_never_run() -> Result<()> {
     // At once: the task that makes a vCPU does it on its way back.
     ensure!(shown()?.contains(&name), "{name} is not in {:?}", shown()?);
     ensure_eq!(vcpus(&name)?, ["vcpu0"], "vCPUs");
-    ensure_eq!(
-        counts(&kvmate, &format!("vms/{name}/exits"))?,
-        (0, 0),
-        "exits"
-    );
+    ensure_eq!(counts(&name)?, (0, 0), "exits");
     drop((vcpu, vm));
     none_left()?;
     kvmate.unload()
@@ -180,7 +157,7 @@ fn older_than_the_module() -> Result<()> {
     ensure_eq!(vcpus(&idle_name)?, [""; 0], "vCPUs of a VM that has none");
     run(&mut vcpu, 200)?;
     let expected = stats.get("exits")? - before;
-    let found = counts(&kvmate, &format!("vms/{name}/vcpu0/exits"))?;
+    let found = counts(&format!("{name}/vcpu0"))?;
     ensure_eq!(
         found,
         (expected, 0),
@@ -219,7 +196,7 @@ fn older_with_vcpu_fd_only() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     ensure_eq!(vcpus(&name)?, ["vcpu0"], "vCPUs");
     run(&mut vcpu, 50)?;
-    let (all, unrecorded) = counts(&kvmate, &format!("vms/{name}/exits"))?;
+    let (all, unrecorded) = counts(&name)?;
     ensure!(
         all >= 51 && unrecorded == 0,
         "{all} exits, {unrecorded} of them unrecorded"
@@ -263,12 +240,12 @@ fn older_in_flight() -> Result<()> {
     let kvmate = kvmate?;
     ensure_eq!(early?, BTreeSet::new(), "VMs that no task has");
     ensure_eq!(guest::run(&mut vcpu, None)?, 300, "port writes");
-    soon("it is shown", || {
+    until("it is shown", || {
         Ok(vcpus(&name).is_ok_and(|v| v == ["vcpu0"]))
     })?;
     run(&mut vcpu, 40)?;
     let expected = stats.get("exits")? - before;
-    let (all, unrecorded) = counts(&kvmate, &format!("vms/{name}/exits"))?;
+    let (all, unrecorded) = counts(&name)?;
     ensure_eq!(all, expected, "exits");
     ensure!(
         (1..=expected - 41).contains(&unrecorded),
@@ -357,11 +334,8 @@ fn same_name_twice() -> Result<()> {
     ensure_eq!(vcpus(renamed[0])?, ["vcpu5"], "vCPUs of the second");
     ensure_eq!(vcpus(&name)?, ["vcpu0"], "vCPUs of the first");
     run(&mut vcpu, 30)?;
-    ensure!(
-        counts(&kvmate, &format!("vms/{name}/exits"))?.0 >= 31,
-        "exits of the first"
-    );
-    let found = counts(&kvmate, &format!("vms/{}/exits", renamed[0]))?;
+    ensure!(counts(&name)?.0 >= 31, "exits of the first");
+    let found = counts(renamed[0])?;
     ensure_eq!(found, (0, 0), "exits of the second");
     drop((others, same, vcpu, memory));
     none_left()?;
@@ -377,7 +351,7 @@ fn lives_on_without_vm_fd() -> Result<()> {
     let Vm { fd, memory, .. } = vm;
     drop(fd);
     run(&mut vcpu, 20)?;
-    let found = counts(&kvmate, &format!("vms/{name}/exits"))?;
+    let found = counts(&name)?;
     ensure_eq!(found, (stats.get("exits")?, 0), "exits");
     // KVM's statistics are a file of the VM's too.
     drop(stats);
@@ -398,17 +372,13 @@ fn listed_while_not_observed() -> Result<()> {
     let mut vcpu = vm.vcpu(0)?;
     run(&mut vcpu, 20)?;
     ensure_eq!(vcpus(&name)?, ["vcpu0"], "vCPUs");
-    ensure_eq!(
-        counts(&kvmate, &format!("vms/{name}/exits"))?,
-        (0, 0),
-        "exits"
-    );
+    ensure_eq!(counts(&name)?, (0, 0), "exits");
     let stats = Stats::of(&vcpu)?;
     let before = stats.get("exits")?;
     kvmate.write("knobs/observe", "1")?;
     run(&mut vcpu, 20)?;
     let expected = stats.get("exits")? - before;
-    let found = counts(&kvmate, &format!("vms/{name}/exits"))?;
+    let found = counts(&name)?;
     ensure_eq!(found, (expected, 0), "exits since observe 1");
     kvmate.write("knobs/observe", "0")?;
     drop((stats, vcpu, vm));
@@ -420,7 +390,7 @@ fn files_and_modes() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (vm, name) = vm(real::Program::Out)?;
     let vcpu = vm.vcpu(0)?;
-    let folder = Path::new(DEBUGFS).join("vms").join(&name);
+    let folder = seen::vms().join(&name);
     let expected = [
         ("exits", 0o444),
         ("vcpus", 0o444),
@@ -462,12 +432,12 @@ fn reset_takes_one_only() -> Result<()> {
     }
     ensure_eq!(kvmate.read(&table)?, before, "after refused resets");
     kvmate.write(&reset, "1")?;
-    ensure_eq!(counts(&kvmate, &table)?, (0, 0), "after a reset");
+    ensure_eq!(counts(&name)?, (0, 0), "after a reset");
     let stats = Stats::of(&vcpu)?;
     let since = stats.get("exits")?;
     run(&mut vcpu, 20)?;
     let expected = stats.get("exits")? - since;
-    ensure_eq!(counts(&kvmate, &table)?, (expected, 0), "exits since");
+    ensure_eq!(counts(&name)?, (expected, 0), "exits since");
     drop((stats, vcpu, vm));
     none_left()?;
     kvmate.unload()
