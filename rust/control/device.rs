@@ -2,9 +2,10 @@
 //! `/dev/kvmate`: the ioctls of `uapi/kvmate.h`.
 
 use crate::{
+    hold::{Gmem, Wish},
     pure::text,
     see::Watch,
-    wrap::{capability, uabi},
+    wrap::{capability, folio::Node, uabi},
 };
 use kernel::{
     fs::File,
@@ -48,6 +49,10 @@ impl MiscDevice for Session {
                 UserPtr::from_addr(arg),
                 size_of::<uabi::Info>(),
             )),
+            uabi::GMEM_CREATE => gmem_create(UserSlice::new(
+                UserPtr::from_addr(arg),
+                size_of::<uabi::Gmem>(),
+            )),
             _ => Err(ENOTTY),
         }
     }
@@ -72,4 +77,23 @@ fn get_info(argument: UserSlice) -> Result<isize> {
         release: text::fixed(uabi::release().to_bytes()),
     })?;
     Ok(0)
+}
+
+/// `KVMATE_GMEM_CREATE`
+fn gmem_create(argument: UserSlice) -> Result<isize> {
+    let asked: uabi::Gmem = argument.reader().read()?;
+    if asked.reserved != [0; 2] || asked.flags & !(uabi::GMEM_SMALL | uabi::GMEM_NODE) != 0 {
+        return Err(EINVAL);
+    }
+    let node = match (asked.flags & uabi::GMEM_NODE != 0, asked.node) {
+        (true, number) => Node::new(number).ok_or(EINVAL)?,
+        (false, 0) => Node::Any,
+        (false, _) => return Err(EINVAL),
+    };
+    Gmem::get().ok_or(ENODEV)?.create(&Wish {
+        size: asked.size,
+        small: asked.flags & uabi::GMEM_SMALL != 0,
+        node,
+        name: CStr::from_bytes_until_nul(&asked.name).map_err(|_| EINVAL)?,
+    })
 }

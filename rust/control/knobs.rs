@@ -6,6 +6,7 @@
 //! outside its range it answers `EINVAL` and changes nothing.
 
 use crate::{
+    hold::{self, Gmem},
     pure::range::Range,
     see::Watch,
     wrap::{byte::SharedByte, debugfs::Number},
@@ -55,6 +56,28 @@ impl Number for Observe {
         }
         let before = self.watch.observe(value == 1)?;
         self.log.change("observe", before.into(), value);
+        Ok(())
+    }
+}
+
+/// The knob `gmem_order`.
+pub(super) struct GmemOrder {
+    pub(super) log: Log,
+    pub(super) gmem: Arc<Gmem>,
+}
+
+impl Number for GmemOrder {
+    fn get(&self) -> u64 {
+        self.gmem.order()
+    }
+
+    /// `EINVAL`: not 0 to 9. For folios made from now on, of all files.
+    fn set(&self, value: u64) -> Result {
+        if !hold::ORDER.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.gmem.set_order(value);
+        self.log.change("gmem_order", before, value);
         Ok(())
     }
 }

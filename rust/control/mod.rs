@@ -12,6 +12,7 @@ pub(crate) use device::{Device, Registration};
 pub(crate) use tree::Tree;
 
 use crate::{
+    hold::{Gmem, Offer},
     see::{Ended, Layouts, Watch, Watching},
     wrap::{byte::SharedByte, debugfs::Dir},
 };
@@ -26,6 +27,8 @@ pub(crate) struct State {
     watch: Arc<Watch>,
     ended: Arc<Ended>,
     layouts: Arc<Layouts>,
+    _offer: Offer,
+    gmem: Arc<Gmem>,
     root: Dir,
 }
 
@@ -41,6 +44,7 @@ impl State {
             pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
         })?;
         let (ended, layouts) = (Ended::new()?, Layouts::new()?);
+        let gmem = Gmem::new(Dir::new(c"gmem", Some(&root))?)?;
         let vms = Dir::new(c"vms", Some(&root))?;
         let watch = Watch::new(vms, ended.clone(), layouts.clone(), observe == 1)?;
         let watching = Watch::begin(&watch)?;
@@ -50,6 +54,8 @@ impl State {
             watch,
             ended,
             layouts,
+            _offer: gmem.offer()?,
+            gmem,
             root,
         })
     }

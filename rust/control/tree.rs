@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `/sys/kernel/debug/kvmate/`: which file shows what.
 
-use super::{knobs::Observe, State};
+use super::{
+    knobs::{GmemOrder, Observe},
+    State,
+};
 use crate::{
     see::{Layouts, Watch},
     wrap::{
@@ -17,7 +20,7 @@ use kernel::{
 
 /// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
-    _knobs: [File; 2],
+    _knobs: [File; 3],
     _knobs_dir: Dir,
     _tables: [File; 5],
 }
@@ -39,8 +42,13 @@ impl Tree {
             log: state.log.clone(),
             watch: state.watch.clone(),
         };
+        let gmem_order = GmemOrder {
+            log: state.log.clone(),
+            gmem: state.gmem.clone(),
+        };
         let knobs = [
             File::number(c"observe", &dir, Arc::new(observe, GFP_KERNEL)?)?,
+            File::number(c"gmem_order", &dir, Arc::new(gmem_order, GFP_KERNEL)?)?,
             File::byte(c"verbose", &dir, state.log.byte())?,
         ];
         Ok(Self {

@@ -4,14 +4,32 @@
  * said in bindgen_parameters; what the kernel crate's own bindings have is taken from there.
  */
 #include <linux/kvm_host.h>
+#include <linux/falloc.h>
 #include <asm/svm.h>
 #include <asm/vmx.h>
 #include <kvmate.h>
+#include "gmem.h"
 #include "layout.h"
 #include "shim.h"
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
+const unsigned int KVMATE_CONST_KVMATE_GMEM_CREATE = KVMATE_GMEM_CREATE;
+
+/*
+ * For a file's pages: one that is looked for hard, and a large folio that one can do without.
+ * Neither has anybody killed for it.
+ */
+const unsigned int KVMATE_CONST_GFP_PAGE =
+	(__force unsigned int)(GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
+const unsigned int KVMATE_CONST_GFP_LARGE =
+	(__force unsigned int)(GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN);
+const unsigned int KVMATE_CONST_PMD_ORDER = HPAGE_PMD_ORDER;
+const unsigned int KVMATE_CONST_FMODE_SEEKABLE =
+	(__force unsigned int)(FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE);
+const unsigned int KVMATE_CONST_FALLOCATE_KEEP = FALLOC_FL_KEEP_SIZE;
+const unsigned int KVMATE_CONST_FALLOCATE_PUNCH = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+const unsigned int KVMATE_CONST_SB_KERNMOUNT = SB_KERNMOUNT;
 
 /*
  * Where the hot path reads. struct vcpu_svm, which is private, begins with the vCPU and a pointer

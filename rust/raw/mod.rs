@@ -18,7 +18,10 @@
 )]
 
 use kernel::{
-    bindings::{bool_, file, ftrace_regs, module, task_struct, tracepoint, u64_, workqueue_struct},
+    bindings::{
+        address_space, bool_, file, file_operations, folio, fs_context, ftrace_regs, gfp_t, inode,
+        iov_iter, module, page, super_operations, task_struct, tracepoint, u64_, workqueue_struct,
+    },
     ffi,
 };
 

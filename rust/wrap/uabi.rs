@@ -8,6 +8,10 @@ use kernel::{
 };
 
 pub(crate) use crate::raw::{
+    kvmate_gmem as Gmem, KVMATE_GMEM_CREATE as GMEM_CREATE, KVMATE_GMEM_NODE as GMEM_NODE,
+    KVMATE_GMEM_SMALL as GMEM_SMALL,
+};
+pub(crate) use crate::raw::{
     kvmate_info as Info, KVMATE_FEATURE_EXITS as FEATURE_EXITS, KVMATE_FEATURE_KVM as FEATURE_KVM,
     KVMATE_GET_INFO as GET_INFO, KVMATE_VERSION as VERSION,
 };
@@ -18,6 +22,11 @@ unsafe impl FromBytes for Info {}
 // SAFETY: As above.
 unsafe impl AsBytes for Info {}
 const _: () = assert!(size_of::<Info>() == 4 + 4 + 8 + 32 + 80);
+
+// SAFETY: Integers and byte arrays only, every bit pattern is one, and there is no padding: the sizes
+// of the fields add up to the size of the whole.
+unsafe impl FromBytes for Gmem {}
+const _: () = assert!(size_of::<Gmem>() == 8 + 4 + 4 + 32 + 16);
 
 /// The vermagic text that this module was built with.
 pub(crate) fn vermagic() -> &'static CStr {

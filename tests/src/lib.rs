@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod delay;
+pub mod gmem;
 pub mod guest;
 pub mod ktap;
 pub mod module;

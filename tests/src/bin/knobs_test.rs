@@ -43,14 +43,18 @@ fn tree() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     ensure_eq!(
         names("")?,
-        ["ended", "exits", "knobs", "layouts", "vermagic", "version", "vms"],
+        ["ended", "exits", "gmem", "knobs", "layouts", "vermagic", "version", "vms"],
         "files"
     );
-    ensure_eq!(names("knobs")?, ["observe", "verbose"], "knobs");
+    ensure_eq!(
+        names("knobs")?,
+        ["gmem_order", "observe", "verbose"],
+        "knobs"
+    );
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
-    for knob in ["knobs/observe", "knobs/verbose"] {
+    for knob in ["knobs/gmem_order", "knobs/observe", "knobs/verbose"] {
         ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");
     }
     kvmate.unload()

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A gmem file: what it is made with, what it counts, and which part of [`super`] does what.
+
+use super::{stats::Stats, Gmem, Wish};
+use crate::wrap::{
+    folio::{LockedFolio, Node, PAGE_SIZE},
+    iov::{Destination, Source},
+    mapping::Mapping,
+    memory_file::{MemoryFile, Mode, Seek},
+};
+use kernel::{prelude::*, seq_file::SeqFile, sync::Arc};
+
+/// A gmem file.
+pub(super) struct File {
+    gmem: Arc<Gmem>,
+    small: bool,
+    pub(super) node: Node,
+    pub(super) stats: Stats,
+}
+
+impl File {
+    pub(super) fn new(gmem: Arc<Gmem>, wish: &Wish<'_>) -> Self {
+        Self {
+            gmem,
+            small: wish.small,
+            node: wish.node,
+            stats: Stats::default(),
+        }
+    }
+
+    /// The largest order of a new folio now.
+    pub(super) fn largest(&self) -> u32 {
+        if self.small {
+            return 0;
+        }
+        self.gmem.order() as u32
+    }
+
+    /// How many pages the file has, present or not.
+    pub(super) fn size_in_pages(mapping: &Mapping) -> usize {
+        mapping.size() as usize / PAGE_SIZE
+    }
+}
+
+impl MemoryFile for File {
+    fn fault(&self, mapping: &Mapping, index: usize) -> Result<LockedFolio> {
+        let size = Self::size_in_pages(mapping);
+        if index >= size {
+            return Err(EFAULT);
+        }
+        let folio = self.folio(&mapping.shared(), index, &(0..size))?;
+        self.stats.fault(folio.order());
+        Ok(folio)
+    }
+
+    fn read(
+        &self,
+        mapping: &Mapping,
+        position: &mut u64,
+        to: &mut Destination<'_>,
+    ) -> Result<usize> {
+        Self::copy_out(mapping, position, to)
+    }
+
+    fn write(&self, mapping: &Mapping, position: &mut u64, from: &mut Source<'_>) -> Result<usize> {
+        self.copy_in(mapping, position, from)
+    }
+
+    fn fallocate(&self, mapping: &Mapping, mode: Mode, offset: u64, length: u64) -> Result {
+        match mode {
+            Mode::Allocate => self.allocate(mapping, offset, length),
+            Mode::Punch => self.punch(mapping, offset, length),
+        }
+    }
+
+    fn seek(&self, mapping: &Mapping, offset: u64, what: Seek) -> Result<u64> {
+        Self::find(mapping, offset, what)
+    }
+
+    fn info(&self, mapping: &Mapping, out: &SeqFile) -> Result {
+        self.stats.show(mapping, out);
+        Ok(())
+    }
+}

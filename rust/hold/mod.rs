@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Hold: gmem, memory files for guests, with 2 MiB folios and exact holes.
+//!
+//! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
+//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`stats`] what `info` shows.
+//!
+//! # Who owns what
+//!
+//! A file's pages belong to its inode's page cache, and are all it has: nothing is swapped, written
+//! back or reclaimed. The inode owns the `File` too, and its debugfs folder
+//! ([`crate::wrap::memory_file`]); descriptors, mappings and thereby VMs own the inode. When the last
+//! of them goes, from whichever process and task work, the folder goes, then the pages. The inode's
+//! super block holds the module, so unloading never meets a file. A `File` keeps [`Gmem`] by a
+//! reference count.
+//!
+//! # Locks
+//!
+//! From the outside in; all sleep.
+//! 1. the inode lock: one `write()` or `fallocate()` at a time;
+//! 2. the caller's `mmap_lock`, when mm calls for a fault;
+//! 3. the mapping's invalidate lock: shared by whoever adds pages or looks into them (fault, read, write,
+//!    allocate), taken alone to punch. Nothing faults under it: `read()` and `write()` make the caller's
+//!    buffer present first and copy with faults off;
+//! 4. a folio's lock. A fault gives the locked folio to mm, which maps it and unlocks it without the
+//!    invalidate lock; therefore whoever removes or splits takes the folio's lock too and unmaps once
+//!    more under it (the kernel's truncation does).
+//!
+//! # A punch
+//!
+//! Alone with the mapping: unmap the whole pages of the hole everywhere (page tables, guests' by MMU
+//! notifiers); split the folios that reach over its two edges; look which still do, for a folio that
+//! somebody holds a reference to cannot be split; zero the bytes that stay; remove the whole folios
+//! between. Large holes go by parts of 1 GiB, between which signals are looked at.
+
+mod file;
+mod fill;
+mod io;
+mod punch;
+mod stats;
+
+use crate::{
+    pure::{hole::PAGE_SHIFT, range::Range},
+    wrap::{
+        debugfs::Dir,
+        folio::{Node, PMD_ORDER},
+        memory_file::{self, Creation},
+        slot::{Filled, Slot},
+    },
+};
+use file::File;
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+};
+
+/// `gmem_order`: the largest order of new folios.
+pub(crate) const ORDER: Range = Range {
+    min: 0,
+    max: PMD_ORDER as u64,
+};
+
+/// How a file is to be.
+pub(crate) struct Wish<'a> {
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Pages of 4 KiB only.
+    pub(crate) small: bool,
+    /// Where its memory comes from.
+    pub(crate) node: Node,
+    /// For people.
+    pub(crate) name: &'a CStr,
+}
+
+/// Where `/dev/kvmate` finds it.
+static GMEM: Slot<Gmem> = Slot::new();
+
+/// While this is there files can be made.
+pub(crate) struct Offer(#[expect(dead_code)] Filled<Gmem>);
+
+/// What all files share.
+pub(crate) struct Gmem {
+    /// The largest order for new folios.
+    order: Atomic<u64>,
+    /// How many files were made: their inodes' numbers.
+    made: Atomic<u64>,
+    dir: Dir,
+}
+
+impl Gmem {
+    /// No files yet; theirs will be folders of `dir`.
+    pub(crate) fn new(dir: Dir) -> Result<Arc<Self>> {
+        let gmem = Self {
+            order: Atomic::new(ORDER.max),
+            made: Atomic::new(0),
+            dir,
+        };
+        Ok(Arc::new(gmem, GFP_KERNEL)?)
+    }
+
+    /// Let `/dev/kvmate` make files.
+    pub(crate) fn offer(self: &Arc<Self>) -> Result<Offer> {
+        Ok(Offer(GMEM.fill(self.clone())?))
+    }
+
+    /// The one on offer.
+    pub(crate) fn get() -> Option<Arc<Self>> {
+        GMEM.get()
+    }
+
+    /// Make a file and give the current task a descriptor of it.
+    pub(crate) fn create(self: &Arc<Self>, wish: &Wish<'_>) -> Result<isize> {
+        if wish.size == 0 || wish.size > i64::MAX as u64 || wish.size % (1 << PAGE_SHIFT) != 0 {
+            return Err(EINVAL);
+        }
+        // The super block's root has number 1.
+        let number = self.made.fetch_add(1, Relaxed) + 2;
+        let dir = CString::try_from_fmt(fmt!("{number}"))?;
+        memory_file::create(Creation {
+            object: File::new(self.clone(), wish),
+            size: wish.size,
+            name: &CString::try_from_fmt(fmt!("gmem:{}", wish.name))?,
+            number,
+            dir: Dir::new(&dir, Some(&self.dir))?,
+        })
+    }
+
+    /// The largest order of new folios.
+    pub(crate) fn order(&self) -> u64 {
+        self.order.load(Relaxed)
+    }
+
+    /// Set it, to a value of [`ORDER`]; tells the one before.
+    pub(crate) fn set_order(&self, order: u64) -> u64 {
+        self.order.xchg(order, Relaxed)
+    }
+}

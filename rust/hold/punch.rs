@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Making holes, exactly: see [`super`].
+
+use super::file::File;
+use crate::{
+    pure::hole::{Block, Hole},
+    wrap::{
+        folio::PAGE_SIZE,
+        mapping::{Exclusive, Mapping},
+    },
+};
+use core::ops::Range;
+use kernel::{current, prelude::*, time::delay::fsleep, time::Delta};
+
+/// How many pages are punched under one hold of the lock: 1 GiB, a multiple of any folio.
+const AT_ONCE: usize = 1 << 18;
+
+/// How often a split is tried. A reference may be somebody's who only looks, or a fault's that is just
+/// over; a pin stays.
+const TRIES: u32 = 4;
+
+impl File {
+    /// `fallocate()` with `PUNCH_HOLE`. `EINTR`: a prefix is done.
+    pub(super) fn punch(&self, mapping: &Mapping, offset: u64, length: u64) -> Result {
+        let Some(hole) = Hole::new(offset, length, mapping.size()) else {
+            return Ok(());
+        };
+        let mut parts = hole.parts(AT_ONCE).peekable();
+        while let Some(part) = parts.next() {
+            self.punch_part(&mapping.exclusive(), &part);
+            if parts.peek().is_some() && current!().signal_pending() {
+                return Err(EINTR);
+            }
+        }
+        Ok(())
+    }
+
+    fn punch_part(&self, mapping: &Exclusive<'_>, hole: &Hole) {
+        let before = mapping.pages();
+        let whole = hole.whole();
+        mapping.unmap(&whole);
+        let (first, behind) = if whole.is_empty() {
+            (None, None)
+        } else {
+            (
+                folio_beginning_at(mapping, whole.start),
+                folio_beginning_at(mapping, whole.end),
+            )
+        };
+        // The second split may have been of the folio that the first one left.
+        let first = first.and_then(|_| at(mapping, whole.start));
+        let plan = hole.plan(first, behind);
+        for bytes in &plan.zero {
+            zero(mapping, bytes);
+        }
+        mapping.remove(&plan.remove);
+        let freed = before - mapping.pages();
+        self.stats.punched(hole.length(), freed, plan.kept);
+    }
+}
+
+/// The folio that has the page.
+fn at(mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
+    mapping.next(page..page + 1)
+}
+
+/// The folio that has the page, after trying to split it so that it begins there.
+fn folio_beginning_at(mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
+    for attempt in 0..TRIES {
+        if at(mapping, page)?.index == page {
+            break;
+        }
+        if attempt > 0 {
+            fsleep(Delta::from_micros(50 << attempt));
+        }
+        mapping.split_at(page);
+    }
+    at(mapping, page)
+}
+
+/// Zero what is there of these bytes.
+fn zero(mapping: &Exclusive<'_>, bytes: &Range<u64>) {
+    let mut at = bytes.start as usize;
+    let end = bytes.end as usize;
+    while at < end {
+        let page = at / PAGE_SIZE;
+        let next = match mapping.folio(page) {
+            Some(folio) => {
+                let start = folio.index() * PAGE_SIZE;
+                let next = end.min(start + folio.size());
+                folio.zero(at - start, next - at);
+                next
+            }
+            None => end.min((page + 1) * PAGE_SIZE),
+        };
+        at = next;
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+/* mm's and the VFS' inlines and macros, for a file that lives in the page cache. No logic. */
+#include <linux/highmem.h>
+#include <linux/mm.h>
+#include <linux/nodemask.h>
+#include <linux/pagemap.h>
+#include <linux/pseudo_fs.h>
+#include <linux/uaccess.h>
+#include <linux/uio.h>
+#include "gmem.h"
+
+#define KVMATE_GMEM_MAGIC	0x6b766d67	/* "kvmg" */
+
+int kvmate_init_pseudo(struct fs_context *fc, const struct super_operations *ops)
+{
+	struct pseudo_fs_context *ctx = init_pseudo(fc, KVMATE_GMEM_MAGIC);
+
+	if (!ctx)
+		return -ENOMEM;
+	ctx->ops = ops;
+	return 0;
+}
+
+bool kvmate_fops_get(const struct file_operations *fops)
+{
+	return fops_get(fops);
+}
+
+void kvmate_inode_lock(struct inode *inode)
+{
+	inode_lock(inode);
+}
+
+void kvmate_inode_unlock(struct inode *inode)
+{
+	inode_unlock(inode);
+}
+
+bool kvmate_node_has_memory(int node)
+{
+	return node >= 0 && node < MAX_NUMNODES && node_state(node, N_MEMORY);
+}
+
+void kvmate_mapping_init(struct address_space *mapping)
+{
+	mapping_set_gfp_mask(mapping, GFP_HIGHUSER_MOVABLE);
+	mapping_set_large_folios(mapping);
+	mapping_set_unevictable(mapping);
+}
+
+void kvmate_invalidate_lock(struct address_space *mapping)
+{
+	filemap_invalidate_lock(mapping);
+}
+
+void kvmate_invalidate_unlock(struct address_space *mapping)
+{
+	filemap_invalidate_unlock(mapping);
+}
+
+void kvmate_invalidate_lock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_lock_shared(mapping);
+}
+
+void kvmate_invalidate_unlock_shared(struct address_space *mapping)
+{
+	filemap_invalidate_unlock_shared(mapping);
+}
+
+void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible)
+{
+	assign_bit(AS_INACCESSIBLE, &mapping->flags, inaccessible);
+}
+
+bool kvmate_mapping_next(struct address_space *mapping, unsigned long index, unsigned long last,
+			 unsigned long *begins, unsigned int *order)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+	void *entry;
+
+	rcu_read_lock();
+	do {
+		entry = xas_find(&xas, last);
+	} while (xas_retry(&xas, entry));
+	if (entry) {
+		*order = xas_get_order(&xas);
+		*begins = round_down(xas.xa_index, 1UL << *order);
+	}
+	rcu_read_unlock();
+	return entry;
+}
+
+struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index)
+{
+	struct folio *folio = filemap_lock_folio(mapping, index);
+
+	return IS_ERR(folio) ? NULL : folio;
+}
+
+struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node)
+{
+	if (node == NUMA_NO_NODE)
+		return filemap_alloc_folio(gfp, order, NULL);
+	return __folio_alloc(gfp | __GFP_THISNODE, order, node, NULL);
+}
+
+void kvmate_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+unsigned long kvmate_folio_index(struct folio *folio)
+{
+	return folio->index;
+}
+
+unsigned int kvmate_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+struct page *kvmate_folio_page(struct folio *folio, unsigned long number)
+{
+	return folio_page(folio, number);
+}
+
+void kvmate_folio_zero(struct folio *folio, size_t start, size_t length)
+{
+	folio_zero_range(folio, start, length);
+}
+
+void kvmate_folio_clear(struct folio *folio, unsigned long page, unsigned int pages)
+{
+	clear_pages(page_address(folio_page(folio, page)), pages);
+}
+
+void kvmate_folio_mark_uptodate(struct folio *folio)
+{
+	folio_mark_uptodate(folio);
+}
+
+bool kvmate_folio_needs_zeroing(void)
+{
+	return user_alloc_needs_zeroing();
+}
+
+size_t kvmate_iov_iter_count(const struct iov_iter *iter)
+{
+	return iov_iter_count(iter);
+}
+
+size_t kvmate_copy_folio_to_iter(struct folio *folio, size_t offset, size_t bytes,
+				 struct iov_iter *iter)
+{
+	return copy_folio_to_iter(folio, offset, bytes, iter);
+}
+
+void kvmate_pagefault_disable(void)
+{
+	pagefault_disable();
+}
+
+void kvmate_pagefault_enable(void)
+{
+	pagefault_enable();
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* mm's and the VFS' inlines and macros, for a file that lives in the page cache. No logic. */
+#ifndef _KVMATE_GMEM_H
+#define _KVMATE_GMEM_H
+
+#include <linux/fs.h>
+#include <linux/types.h>
+
+struct folio;
+
+int kvmate_init_pseudo(struct fs_context *fc, const struct super_operations *ops);
+bool kvmate_fops_get(const struct file_operations *fops);
+void kvmate_inode_lock(struct inode *inode);
+void kvmate_inode_unlock(struct inode *inode);
+bool kvmate_node_has_memory(int node);
+
+void kvmate_mapping_init(struct address_space *mapping);
+void kvmate_invalidate_lock(struct address_space *mapping);
+void kvmate_invalidate_unlock(struct address_space *mapping);
+void kvmate_invalidate_lock_shared(struct address_space *mapping);
+void kvmate_invalidate_unlock_shared(struct address_space *mapping);
+void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible);
+
+/* What stands at "index" or behind it, up to "last": where it begins, its order. A hint. */
+bool kvmate_mapping_next(struct address_space *mapping, unsigned long index, unsigned long last,
+			 unsigned long *begins, unsigned int *order);
+/* Locked and with a reference, or NULL. */
+struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index);
+
+struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node);
+void kvmate_folio_put(struct folio *folio);
+unsigned long kvmate_folio_index(struct folio *folio);
+unsigned int kvmate_folio_order(struct folio *folio);
+struct page *kvmate_folio_page(struct folio *folio, unsigned long number);
+void kvmate_folio_zero(struct folio *folio, size_t start, size_t length);
+void kvmate_folio_clear(struct folio *folio, unsigned long page, unsigned int pages);
+void kvmate_folio_mark_uptodate(struct folio *folio);
+bool kvmate_folio_needs_zeroing(void);
+
+size_t kvmate_iov_iter_count(const struct iov_iter *iter);
+size_t kvmate_copy_folio_to_iter(struct folio *folio, size_t offset, size_t bytes,
+				 struct iov_iter *iter);
+void kvmate_pagefault_disable(void);
+void kvmate_pagefault_enable(void);
+
+#endif /* _KVMATE_GMEM_H */

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Files whose only storage is their page cache: file system, inode and descriptor of each.
+//!
+//! Each file has a super block of its own, which is made with it and goes with it. The super block
+//! holds the module (`file_system_type.owner`) until the very end, when none of our code and data is
+//! used any more; open files hold it besides, by their operations' owner, as the VFS wants. Were there
+//! one mount for all, the module could go between an open file's end (`fops_put()` in `__fput()`) and
+//! its inode's.
+//!
+//! What a file is stands in its inode's `i_private`: a [`MemoryFile`], and the debugfs files that
+//! show it. `evict_inode` ends them in this order: debugfs (waits for readers), pages, the rest.
+//!
+//! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
+//! [`include/linux/pseudo_fs.h`](srctree/include/linux/pseudo_fs.h)
+
+mod operations;
+
+use super::{
+    debugfs::{Dir, File as Shown, Table},
+    folio::LockedFolio,
+    iov::{Destination, Source},
+    mapping::Mapping,
+};
+use crate::raw;
+use core::{cell::UnsafeCell, ffi::CStr, marker::PhantomData, ptr::NonNull};
+use kernel::{
+    bindings,
+    error::{from_err_ptr, to_result},
+    ffi::{c_int, c_uint},
+    module::this_module,
+    prelude::*,
+    seq_file::SeqFile,
+    str::as_char_ptr_in_const_context,
+    sync::Arc,
+};
+use operations::Operations;
+
+/// What a file does. All may sleep.
+pub(crate) trait MemoryFile: Send + Sync + 'static {
+    /// The folio that has the page `index`, made if there is none. An error is the task's `SIGBUS`.
+    fn fault(&self, mapping: &Mapping, index: usize) -> Result<LockedFolio>;
+    /// Read from the byte `position` on, advance it.
+    fn read(
+        &self,
+        mapping: &Mapping,
+        position: &mut u64,
+        to: &mut Destination<'_>,
+    ) -> Result<usize>;
+    /// Write likewise. The inode lock is held.
+    fn write(&self, mapping: &Mapping, position: &mut u64, from: &mut Source<'_>) -> Result<usize>;
+    /// Allocate, or punch. The VFS has checked the range. The inode lock is held.
+    fn fallocate(&self, mapping: &Mapping, mode: Mode, offset: u64, length: u64) -> Result;
+    /// Where data, or a hole, begins at or behind `offset`.
+    fn seek(&self, mapping: &Mapping, offset: u64, what: Seek) -> Result<u64>;
+    /// Write what `info` says.
+    fn info(&self, mapping: &Mapping, out: &SeqFile) -> Result;
+}
+
+/// What `fallocate()` is to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Fill holes; the size stays.
+    Allocate,
+    /// Make a hole; the size stays.
+    Punch,
+}
+
+/// What `lseek()` looks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seek {
+    /// `SEEK_DATA`
+    Data,
+    /// `SEEK_HOLE`
+    Hole,
+}
+
+/// The type of the super blocks, which the VFS writes to.
+#[repr(transparent)]
+struct FileSystem(UnsafeCell<bindings::file_system_type>);
+
+// SAFETY: After its initialisation it is written by the VFS only, under `sb_lock`.
+unsafe impl Sync for FileSystem {}
+
+static FILE_SYSTEM: FileSystem = FileSystem(UnsafeCell::new(bindings::file_system_type {
+    name: as_char_ptr_in_const_context(c"kvmate_gmem"),
+    init_fs_context: Some(init_fs_context),
+    kill_sb: Some(bindings::kill_anon_super),
+    owner: this_module::<crate::LocalModule>().as_ptr(),
+    ..pin_init::zeroed()
+}));
+
+static SUPER_OPERATIONS: bindings::super_operations = bindings::super_operations {
+    statfs: Some(bindings::simple_statfs),
+    evict_inode: Some(evict_inode),
+    ..pin_init::zeroed()
+};
+
+/// # Safety
+///
+/// `context` is being made for a mount of [`FILE_SYSTEM`].
+unsafe extern "C" fn init_fs_context(context: *mut bindings::fs_context) -> c_int {
+    // SAFETY: The caller's promise; the operations live as long as the module, which the super block
+    // holds.
+    unsafe { raw::kvmate_init_pseudo(context, &raw const SUPER_OPERATIONS) }
+}
+
+/// A mount, and our reference to it.
+struct Mount(NonNull<bindings::vfsmount>);
+
+impl Mount {
+    /// A mount of a new super block, in no name space.
+    fn new() -> Result<Self> {
+        let of = FILE_SYSTEM.0.get();
+        // SAFETY: The type lives as long as the module; it takes no data. SB_KERNMOUNT makes it
+        // internal: what ends it ends it at once.
+        let mount = unsafe {
+            bindings::vfs_kern_mount(
+                of,
+                raw::SB_KERNMOUNT as c_int,
+                (*of).name,
+                core::ptr::null_mut(),
+            )
+        };
+        Ok(Self(NonNull::new(from_err_ptr(mount)?).ok_or(ENOMEM)?))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // SAFETY: Our reference.
+        unsafe { bindings::mntput(self.0.as_ptr()) };
+    }
+}
+
+/// An inode, and our reference to it.
+struct Inode(NonNull<bindings::inode>);
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // SAFETY: Our reference.
+        unsafe { bindings::iput(self.0.as_ptr()) };
+    }
+}
+
+/// The head of what is in `i_private`, whatever the file's type.
+#[repr(C)]
+struct Head {
+    /// # Safety
+    ///
+    /// Called once, with the inode whose `i_private` this is, in its eviction.
+    evict: unsafe fn(NonNull<bindings::inode>),
+}
+
+/// What is in `i_private`.
+#[repr(C)]
+struct Private<T: MemoryFile> {
+    head: Head,
+    shown: Option<(Shown, Dir)>,
+    object: T,
+}
+
+/// # Safety
+///
+/// `inode` is of a super block of ours, and is being evicted.
+unsafe extern "C" fn evict_inode(inode: *mut bindings::inode) {
+    // SAFETY: The caller's promise. The root's has none.
+    let head = unsafe { (*inode).i_private }.cast::<Head>();
+    match (NonNull::new(inode), head.is_null()) {
+        // SAFETY: Set in `create` together with the function made for it; eviction happens once.
+        (Some(inode), false) => unsafe { ((*head).evict)(inode) },
+        // SAFETY: What eviction is to do for any inode.
+        _ => unsafe { end_pages(inode) },
+    }
+}
+
+/// # Safety
+///
+/// `inode` is being evicted.
+unsafe fn end_pages(inode: *mut bindings::inode) {
+    // SAFETY: The caller's promise.
+    unsafe {
+        bindings::truncate_inode_pages_final((*inode).i_mapping);
+        bindings::clear_inode(inode);
+    }
+}
+
+/// What makes `gmem/<number>/info` of a file.
+struct Info<T>(NonNull<bindings::inode>, PhantomData<fn() -> T>);
+
+// SAFETY: The pointer is used as `show` says, on whatever thread.
+unsafe impl<T> Send for Info<T> {}
+// SAFETY: As above.
+unsafe impl<T> Sync for Info<T> {}
+
+impl<T: MemoryFile> Table for Info<T> {
+    fn show(&self, out: &SeqFile) -> Result {
+        // SAFETY: The inode's eviction removes this file first, which waits for us: the inode, its
+        // mapping and its private data are there.
+        unsafe { Operations::<T>::of(self.0.as_ptr()) }.info(
+            // SAFETY: As above.
+            unsafe { Mapping::of(self.0) },
+            out,
+        )
+    }
+}
+
+/// How a new file is to be.
+pub(crate) struct Creation<'a, T> {
+    /// What it does.
+    pub(crate) object: T,
+    /// Its size in bytes, at most `i64::MAX`.
+    pub(crate) size: u64,
+    /// What `/proc` shows.
+    pub(crate) name: &'a CStr,
+    /// Its inode's number.
+    pub(crate) number: u64,
+    /// Its folder in debugfs.
+    pub(crate) dir: Dir,
+}
+
+/// Make a file and give the current task a descriptor of it, close-on-exec.
+pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
+    let private = KBox::<Private<T>>::new_uninit(GFP_KERNEL)?;
+    let mount = Mount::new()?;
+    // SAFETY: The mount has its super block.
+    let inode = unsafe { bindings::new_inode((*mount.0.as_ptr()).mnt_sb) };
+    let inode = Inode(NonNull::new(inode).ok_or(ENOMEM)?);
+    let raw_inode = inode.0.as_ptr();
+    let private = private.write(Private {
+        head: Head {
+            evict: Operations::<T>::evict,
+        },
+        shown: None,
+        object: new.object,
+    });
+    let private = KBox::into_raw(private);
+    // SAFETY: The inode is new, and nobody else knows it.
+    unsafe {
+        (*raw_inode).i_private = private.cast();
+        (*raw_inode).i_ino = new.number;
+        (*raw_inode).i_size = new.size as i64;
+        (*raw_inode).i_op = &Operations::<T>::INODE;
+        (*raw_inode).__bindgen_anon_3.i_fop = &Operations::<T>::FILE;
+        (*(*raw_inode).i_mapping).a_ops = &ADDRESS_SPACE;
+        raw::kvmate_mapping_init((*raw_inode).i_mapping);
+        bindings::inode_init_owner(
+            &raw mut bindings::nop_mnt_idmap,
+            raw_inode,
+            core::ptr::null(),
+            (bindings::S_IFREG | 0o600) as u16,
+        );
+        bindings::simple_inode_init_ts(raw_inode);
+    }
+    let info = Arc::new(Info::<T>(inode.0, PhantomData), GFP_KERNEL)?;
+    let shown = Shown::table(c"info", &new.dir, info)?;
+    // SAFETY: Only this function has the inode yet, and `show` does not look at `shown`.
+    unsafe { (&raw mut (*private).shown).write(Some((shown, new.dir))) };
+    install::<T>(inode, &mount, new.name)
+}
+
+/// A descriptor of a new inode.
+fn install<T: MemoryFile>(inode: Inode, mount: &Mount, name: &CStr) -> Result<isize> {
+    // SAFETY: `O_CLOEXEC` is a flag that it takes.
+    let fd = unsafe { bindings::get_unused_fd_flags(bindings::O_CLOEXEC) };
+    to_result(fd)?;
+    // SAFETY: The operations live as long as the module. The reference is for the file, whose end puts
+    // it; our super block holds the module besides, so it is not refused.
+    unsafe { raw::kvmate_fops_get(&Operations::<T>::FILE) };
+    // SAFETY: A new inode and a mount of its super block; the name is copied.
+    let file = from_err_ptr(unsafe {
+        bindings::alloc_file_pseudo(
+            inode.0.as_ptr(),
+            mount.0.as_ptr(),
+            name.as_char_ptr(),
+            (bindings::O_RDWR | bindings::O_LARGEFILE) as c_int,
+            &Operations::<T>::FILE,
+        )
+    });
+    match file {
+        Ok(file) => {
+            // The file has taken over the inode's reference, and one of its own to the mount.
+            core::mem::forget(inode);
+            // SAFETY: A new file of ours; `fd_install()` takes over our reference to it, and the number.
+            unsafe {
+                (*file).f_mode |= raw::FMODE_SEEKABLE;
+                bindings::fd_install(fd as c_uint, file);
+            }
+            Ok(fd as isize)
+        }
+        Err(error) => {
+            // SAFETY: The reference taken above, and the number that is unused still.
+            unsafe {
+                bindings::module_put(Operations::<T>::FILE.owner);
+                bindings::put_unused_fd(fd as c_uint);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Pages stay where they are until somebody punches them: nothing is written back, all may migrate. A
+/// page with a memory failure stays too, and whoever touches it gets `SIGBUS`.
+static ADDRESS_SPACE: bindings::address_space_operations = bindings::address_space_operations {
+    dirty_folio: Some(bindings::noop_dirty_folio),
+    migrate_folio: Some(bindings::filemap_migrate_folio),
+    ..pin_init::zeroed()
+};

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The VFS' and mm's calls to a [`MemoryFile`]: from C's arguments to its methods and back.
+
+use super::{
+    super::{
+        iov::{Destination, Source},
+        mapping::Mapping,
+    },
+    end_pages, MemoryFile, Mode, Private, Seek,
+};
+use crate::raw;
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::{
+    bindings,
+    error::{from_result, to_result},
+    ffi::{c_int, c_long, c_uint},
+    mm::virt::{flags, VmaNew},
+    module::this_module,
+    prelude::*,
+};
+
+/// The operations of a `T`.
+pub(super) struct Operations<T>(PhantomData<T>);
+
+/// An inode's lock, while this is there.
+struct InodeLock(*mut bindings::inode);
+
+impl InodeLock {
+    /// # Safety
+    ///
+    /// The inode lives as long as the result.
+    unsafe fn new(inode: *mut bindings::inode) -> Self {
+        // SAFETY: The caller's promise.
+        unsafe { raw::kvmate_inode_lock(inode) };
+        Self(inode)
+    }
+}
+
+impl Drop for InodeLock {
+    fn drop(&mut self) {
+        // SAFETY: Taken in `new`, and the inode is there.
+        unsafe { raw::kvmate_inode_unlock(self.0) };
+    }
+}
+
+impl<T: MemoryFile> Operations<T> {
+    pub(super) const FILE: bindings::file_operations = bindings::file_operations {
+        owner: this_module::<crate::LocalModule>().as_ptr(),
+        open: Some(bindings::generic_file_open),
+        llseek: Some(Self::llseek),
+        read_iter: Some(Self::read_iter),
+        write_iter: Some(Self::write_iter),
+        splice_read: Some(bindings::copy_splice_read),
+        splice_write: Some(bindings::iter_file_splice_write),
+        fsync: Some(bindings::noop_fsync),
+        fallocate: Some(Self::fallocate),
+        mmap: Some(Self::mmap),
+        get_unmapped_area: Some(bindings::thp_get_unmapped_area),
+        ..pin_init::zeroed()
+    };
+
+    pub(super) const INODE: bindings::inode_operations = bindings::inode_operations {
+        getattr: Some(Self::getattr),
+        setattr: Some(Self::setattr),
+        ..pin_init::zeroed()
+    };
+
+    // No `map_pages`: it would map pages around a fault without the invalidate lock.
+    const AREA: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        fault: Some(Self::fault),
+        ..pin_init::zeroed()
+    };
+
+    /// # Safety
+    ///
+    /// The inode was made by [`super::create`] with a `T` and lives for `'a`.
+    pub(super) unsafe fn of<'a>(inode: *mut bindings::inode) -> &'a T {
+        // SAFETY: The caller's promise; `create` put it there.
+        unsafe { &(*(*inode).i_private.cast::<Private<T>>()).object }
+    }
+
+    /// A file's inode, what it is and its mapping.
+    ///
+    /// # Safety
+    ///
+    /// An open file with these operations, which stays open for `'a`.
+    unsafe fn parts<'a>(file: *mut bindings::file) -> (*mut bindings::inode, &'a T, &'a Mapping) {
+        // SAFETY: The caller's promise; a file has its inode, and keeps it.
+        unsafe {
+            let inode = (*file).f_inode;
+            (
+                inode,
+                Self::of(inode),
+                Mapping::of(NonNull::new_unchecked(inode)),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for `Head::evict`.
+    pub(super) unsafe fn evict(inode: NonNull<bindings::inode>) {
+        // SAFETY: `create` put it there.
+        let private = unsafe { (*inode.as_ptr()).i_private }.cast::<Private<T>>();
+        // The folder goes, and waits for who reads in it; then nobody has a way in.
+        // SAFETY: Nobody else touches this member.
+        drop(unsafe { (&raw mut (*private).shown).replace(None) });
+        // SAFETY: The inode is being evicted.
+        unsafe { end_pages(inode.as_ptr()) };
+        // SAFETY: It came from `KBox::into_raw()` in `create`, and eviction happens once.
+        drop(unsafe { KBox::from_raw(private) });
+    }
+
+    /// # Safety
+    ///
+    /// C's contract of the operation, of a file with these operations; so below.
+    unsafe extern "C" fn llseek(file: *mut bindings::file, offset: i64, whence: c_int) -> i64 {
+        let what = match whence as u32 {
+            bindings::SEEK_DATA => Seek::Data,
+            bindings::SEEK_HOLE => Seek::Hole,
+            // SAFETY: The caller's promise.
+            _ => return unsafe { bindings::generic_file_llseek(file, offset, whence) },
+        };
+        from_result(|| {
+            let start = u64::try_from(offset).map_err(|_| ENXIO)?;
+            // SAFETY: The caller's promise.
+            let (inode, object, mapping) = unsafe { Self::parts(file) };
+            // SAFETY: The file has the inode.
+            let _lock = unsafe { InodeLock::new(inode) };
+            let found = object.seek(mapping, start, what)?;
+            // SAFETY: The caller's promise.
+            Ok(unsafe { bindings::vfs_setpos(file, found as i64, i64::MAX) })
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn read_iter(
+        iocb: *mut bindings::kiocb,
+        to: *mut bindings::iov_iter,
+    ) -> isize {
+        from_result(|| {
+            // SAFETY: The caller's promise, for the length of the call.
+            let (_, object, mapping) = unsafe { Self::parts((*iocb).ki_filp) };
+            // SAFETY: As above.
+            let mut to = unsafe { Destination::new(NonNull::new(to).ok_or(EINVAL)?) };
+            // SAFETY: As above; the position is checked by the VFS not to be negative.
+            let mut position = unsafe { (*iocb).ki_pos } as u64;
+            let read = object.read(mapping, &mut position, &mut to)?;
+            // SAFETY: As above.
+            unsafe { (*iocb).ki_pos = position as i64 };
+            Ok(read as isize)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn write_iter(
+        iocb: *mut bindings::kiocb,
+        from: *mut bindings::iov_iter,
+    ) -> isize {
+        from_result(|| {
+            // SAFETY: The caller's promise, for the length of the call.
+            let file = unsafe { (*iocb).ki_filp };
+            // SAFETY: As above.
+            let (inode, object, mapping) = unsafe { Self::parts(file) };
+            // SAFETY: The file has the inode.
+            let _lock = unsafe { InodeLock::new(inode) };
+            // SAFETY: The caller's promise; the inode is locked.
+            let allowed = unsafe { bindings::generic_write_checks(iocb, from) };
+            if allowed <= 0 {
+                to_result(allowed as c_int)?;
+                return Ok(0);
+            }
+            // SAFETY: As above.
+            to_result(unsafe { bindings::file_modified(file) })?;
+            // SAFETY: The caller's promise, for the length of the call.
+            let mut from = unsafe { Source::new(NonNull::new(from).ok_or(EINVAL)?) };
+            // SAFETY: As above; not negative by `generic_write_checks()`.
+            let mut position = unsafe { (*iocb).ki_pos } as u64;
+            let written = object.write(mapping, &mut position, &mut from)?;
+            // SAFETY: As above.
+            unsafe { (*iocb).ki_pos = position as i64 };
+            Ok(written as isize)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn fallocate(
+        file: *mut bindings::file,
+        mode: c_int,
+        offset: i64,
+        length: i64,
+    ) -> c_long {
+        const KEEP: u32 = raw::FALLOCATE_KEEP;
+        const PUNCH: u32 = raw::FALLOCATE_PUNCH;
+        from_result(|| {
+            let mode = match mode as u32 {
+                0 | KEEP => Mode::Allocate,
+                PUNCH => Mode::Punch,
+                _ => return Err(EOPNOTSUPP),
+            };
+            // SAFETY: The caller's promise, for the length of the call.
+            let (inode, object, mapping) = unsafe { Self::parts(file) };
+            // SAFETY: The file has the inode.
+            let _lock = unsafe { InodeLock::new(inode) };
+            object.fallocate(mapping, mode, offset as u64, length as u64)?;
+            // SAFETY: The caller's promise; the inode is locked.
+            to_result(unsafe { bindings::file_modified(file) })?;
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn mmap(
+        _file: *mut bindings::file,
+        area: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The area is being made.
+            if unsafe { VmaNew::from_raw(area) }.flags() & flags::MAYSHARE == 0 {
+                return Err(EINVAL);
+            }
+            // SAFETY: As above; the operations live as long as the module, which the area's file holds.
+            unsafe { (*area).vm_ops = &Self::AREA };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above, of an area that `mmap` made.
+    unsafe extern "C" fn fault(fault: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: The caller's promise; an area has its file.
+        let (index, file) = unsafe {
+            let place = &(*fault).__bindgen_anon_1;
+            (place.pgoff, (*place.vma).vm_file)
+        };
+        // SAFETY: The area keeps its file, and is there for the length of the call.
+        let (_, object, mapping) = unsafe { Self::parts(file) };
+        match object.fault(mapping, index) {
+            Ok(folio) => {
+                // SAFETY: The caller's promise. The page is locked and has a reference, both of which
+                // this answer hands over.
+                unsafe { (*fault).page = folio.into_page(index) };
+                bindings::vm_fault_reason_VM_FAULT_LOCKED
+            }
+            Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// C's contract of the operation, of an inode of ours; so below.
+    unsafe extern "C" fn getattr(
+        idmap: *mut bindings::mnt_idmap,
+        path: *const bindings::path,
+        stat: *mut bindings::kstat,
+        mask: u32,
+        _flags: c_uint,
+    ) -> c_int {
+        // SAFETY: The caller's promise: a path to an inode of ours.
+        unsafe {
+            let inode = (*(*path).dentry).d_inode;
+            bindings::generic_fillattr(idmap, mask, inode, stat);
+            let mapping = Mapping::of(NonNull::new_unchecked(inode));
+            (*stat).blocks = mapping.pages() as u64 * 8;
+        }
+        0
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn setattr(
+        idmap: *mut bindings::mnt_idmap,
+        dentry: *mut bindings::dentry,
+        attributes: *mut bindings::iattr,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The caller's promise: an inode of ours, which is locked.
+            unsafe {
+                to_result(bindings::setattr_prepare(idmap, dentry, attributes))?;
+                let inode = (*dentry).d_inode;
+                if (*attributes).ia_valid & bindings::ATTR_SIZE != 0
+                    && (*attributes).ia_size != (*inode).i_size
+                {
+                    return Err(EPERM);
+                }
+                bindings::setattr_copy(idmap, inode, attributes);
+            }
+            Ok(0)
+        })
+    }
+}
