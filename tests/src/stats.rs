@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM's own statistics of a vCPU (`KVM_GET_STATS_FD`): the oracle for what kvmate counts.
+//! KVM's own statistics of a vCPU or a VM (`KVM_GET_STATS_FD`): the oracle for what kvmate counts.
 
 use anyhow::{ensure, Context, Result};
-use kvm_ioctls::VcpuFd;
 use std::{
     collections::HashMap,
     fs::File,
-    os::{fd::FromRawFd, unix::fs::FileExt},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::FileExt,
+    },
 };
 
 mod numbers {
@@ -22,10 +24,10 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Open those of a vCPU.
-    pub fn of(vcpu: &VcpuFd) -> Result<Self> {
+    /// Open those of a vCPU, or of a VM.
+    pub fn of(owner: &impl AsRawFd) -> Result<Self> {
         // SAFETY: An ioctl without an argument that gives a descriptor or an error.
-        let fd = unsafe { vmm_sys_util::ioctl::ioctl(vcpu, KVM_GET_STATS_FD()) };
+        let fd = unsafe { vmm_sys_util::ioctl::ioctl(owner, KVM_GET_STATS_FD()) };
         ensure!(
             fd >= 0,
             "KVM_GET_STATS_FD: {}",
