@@ -75,21 +75,33 @@ struct kvmate_gmem {
 };
 
 /*
- * Make a memory file and answer a descriptor of it (close-on-exec). Its memory is charged to the
- * memory cgroup of who touches it first, 2 MiB at a time where offset and size allow and there is
- * memory, else in smaller folios, down to 4 KiB. It lives until its last descriptor and mapping go,
- * and holds the module until then.
+ * Make a memory file and answer a descriptor of it (close-on-exec). It gets memory 2 MiB at a time
+ * where offset and size allow and there is memory, else in smaller folios, down to 4 KiB. It lives
+ * until its last descriptor and mapping go, and holds the module until then.
+ *
+ * Its memory is charged to the memory cgroup of who touches it first (in a mapping: whose mapping it
+ * is). It counts there as file, file_thp, file_mapped and unevictable, in /proc/meminfo in Cached,
+ * Unevictable, FileHugePages, Mapped and FilePmdMapped, and not in MemAvailable: it is never swapped,
+ * written back or reclaimed. smaps shows it as Rss, dirty, and FilePmdMapped where mapped by PMD;
+ * /proc/PID/status as RssFile.
+ *
+ * With KVMATE_GMEM_NODE every allocation is from that node or fails; without it the task's memory
+ * policy chooses. mbind(), which sets the policy of a mapping, does not matter. What is there may be
+ * moved to another node by who asks for it (move_pages(), NUMA balancing).
  *
  * Errors: EINVAL (size, an unknown flag, a node that has no memory or no flag, a name without end,
  * reserved not zero), EFAULT, EMFILE, ENFILE, ENOMEM.
  *
  * The file is that of memfd_create() sealed with F_SEAL_GROW | F_SEAL_SHRINK:
  *
- *   mmap       MAP_SHARED; MAP_PRIVATE is EINVAL. Mapped by PMD where the folio and the alignment
- *              allow. Reading or writing a hole allocates it; beyond the end, or where there is no
- *              memory (of the node, or below the cgroup's limit): SIGBUS. Nobody is killed for it
- *   read       of a hole gives zeros and allocates nothing
- *   write      beyond the end: EPERM, having written what fits; ENOMEM; EFAULT; EINTR (killed)
+ *   mmap       MAP_SHARED; MAP_PRIVATE is EINVAL, PROT_EXEC EPERM. Mapped by PMD where the folio
+ *              and the alignment allow. Reading or writing a hole allocates it; beyond the end, or
+ *              where there is no memory (of the node, or below the cgroup's limit): SIGBUS. Nobody
+ *              is killed for want of it
+ *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL or
+ *              EAGAIN: nothing merges a file's pages
+ *   read       of a hole gives zeros and allocates nothing; EFAULT. Whole, but when killed
+ *   write      beyond the end: EPERM, having written what fits; ENOMEM; EFAULT. Likewise
  *   ftruncate  EPERM, to the size that it has: 0
  *   fallocate  mode 0 and FALLOC_FL_KEEP_SIZE: fills holes with zeros, keeps data; beyond the end:
  *              EPERM; ENOMEM; EINTR by a signal; all three after a prefix is done.
@@ -103,8 +115,9 @@ struct kvmate_gmem {
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
  * A larger folio over an edge of the range is split for that. While somebody else holds a page of
- * that folio (vmsplice, O_DIRECT, VFIO, ...) it cannot be split: then its part of the range is
- * zeroed and the memory stays, which is no error and is counted (gmem/INO/info in debugfs).
+ * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with, it cannot be
+ * split: then its part of the range is zeroed and the memory stays, which is no error and is counted
+ * (gmem/INO/info in debugfs).
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
 

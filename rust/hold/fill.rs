@@ -8,6 +8,7 @@ use crate::{
     wrap::{
         folio::{LockedFolio, NewFolio},
         mapping::{Mapping, Shared},
+        signal::fatal_signal_pending,
     },
 };
 use core::ops::Range;
@@ -71,7 +72,10 @@ impl File {
         let limits = first..end.div_ceil(1 << PAGE_SHIFT) as usize;
         let (mut page, mut made) = (first, 0);
         while page < limits.end {
-            // What is there is walked over quickly: who is interrupted again and again gets on.
+            // What is there is walked over, but when killed: who is interrupted again and again gets on.
+            if fatal_signal_pending() {
+                return Err(EINTR);
+            }
             if let Some(folio) = mapping.next(page..page + 1) {
                 page = folio.pages().end;
                 continue;

@@ -9,9 +9,10 @@ use crate::{
         iov::{Destination, Source},
         mapping::Mapping,
         memory_file::Seek,
+        signal::fatal_signal_pending,
     },
 };
-use kernel::{current, prelude::*};
+use kernel::prelude::*;
 
 /// The most that is copied under one hold of a folio's lock.
 const AT_ONCE: u64 = 1 << 16;
@@ -40,14 +41,14 @@ impl File {
         let (start, size) = (*position, mapping.size());
         let result = (|| {
             while *position < size && to.remaining() > 0 {
-                let length = piece(*position, to.remaining(), size);
-                let copied = Self::copy_piece(mapping, *position, length, to);
-                *position += copied as u64;
-                if copied < length {
-                    to.fault_in(length - copied)?;
+                if fatal_signal_pending() {
+                    return Err(EINTR);
                 }
-                if current!().signal_pending() && *position > start {
-                    break;
+                let length = piece(*position, to.remaining(), size);
+                let (copied, wanted) = Self::copy_piece(mapping, *position, length, to);
+                *position += copied as u64;
+                if copied < wanted {
+                    to.fault_in(PAGE_SIZE.min(wanted - copied))?;
                 }
             }
             Ok(())
@@ -55,20 +56,25 @@ impl File {
         done_or((*position - start) as usize, result)
     }
 
+    /// Copy of one folio or hole; tells how much was copied, and how much there was to be.
     fn copy_piece(
         mapping: &Mapping,
         position: u64,
         length: usize,
         to: &mut Destination<'_>,
-    ) -> usize {
+    ) -> (usize, usize) {
         let page = (position >> PAGE_SHIFT) as usize;
         let shared = mapping.shared();
         match shared.folio(page) {
             Some(folio) => {
                 let start = position as usize - folio.index() * PAGE_SIZE;
-                folio.copy_to(start, length.min(folio.size() - start), to)
+                let length = length.min(folio.size() - start);
+                (folio.copy_to(start, length, to), length)
             }
-            None => to.zero(length.min(PAGE_SIZE - position as usize % PAGE_SIZE)),
+            None => {
+                let length = length.min(PAGE_SIZE - position as usize % PAGE_SIZE);
+                (to.zero(length), length)
+            }
         }
     }
 
@@ -86,8 +92,12 @@ impl File {
                 if *position >= size {
                     return Err(EPERM);
                 }
+                if fatal_signal_pending() {
+                    return Err(EINTR);
+                }
                 let length = piece(*position, from.remaining(), size);
-                from.fault_in(length)?;
+                // The first page is enough to get on.
+                from.fault_in(length.min(PAGE_SIZE))?;
                 let page = (*position >> PAGE_SHIFT) as usize;
                 let copied = {
                     let shared = mapping.shared();
@@ -96,9 +106,6 @@ impl File {
                     folio.copy_from(at, length.min(folio.size() - at), from)
                 };
                 *position += copied as u64;
-                if current!().signal_pending() && *position > start {
-                    break;
-                }
             }
             Ok(())
         })();

@@ -25,10 +25,20 @@ impl File {
         let Some(hole) = Hole::new(offset, length, mapping.size()) else {
             return Ok(());
         };
-        let mut parts = hole.parts(AT_ONCE).peekable();
-        while let Some(part) = parts.next() {
+        self.stats.asked(hole.length());
+        let mut rest = Some(hole);
+        while let Some(hole) = rest {
+            // Where there is nothing, nothing is mapped either.
+            let Some(next) = mapping.next(hole.pages()) else {
+                break;
+            };
+            let Some(hole) = hole.from_page(next.index) else {
+                break;
+            };
+            let (part, behind) = hole.part(AT_ONCE);
             self.punch_part(&mapping.exclusive(), &part);
-            if parts.peek().is_some() && current!().signal_pending() {
+            rest = behind;
+            if rest.is_some() && current!().signal_pending() {
                 return Err(EINTR);
             }
         }
@@ -53,9 +63,14 @@ impl File {
         for bytes in &plan.zero {
             zero(mapping, bytes);
         }
+        for pages in plan.kept.iter().filter(|pages| !pages.is_empty()) {
+            let folio = mapping.folio(pages.start);
+            let referenced = folio.is_some_and(|folio| folio.is_referenced());
+            self.stats.kept(pages.len(), referenced);
+        }
         mapping.remove(&plan.remove);
         let freed = before - mapping.pages();
-        self.stats.punched(hole.length(), freed, plan.kept);
+        self.stats.freed(freed);
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) struct Stats {
     asked: Atomic<u64>,
     freed: Atomic<u64>,
     kept: Atomic<u64>,
+    referenced: Atomic<u64>,
 }
 
 impl Default for Stats {
@@ -30,6 +31,7 @@ impl Default for Stats {
             asked: Atomic::new(0),
             freed: Atomic::new(0),
             kept: Atomic::new(0),
+            referenced: Atomic::new(0),
         }
     }
 }
@@ -51,11 +53,23 @@ impl Stats {
         }
     }
 
-    /// A hole of so many bytes freed so many pages, and so many whole pages of it had to stay.
-    pub(super) fn punched(&self, asked: u64, freed: usize, kept: usize) {
-        add(&self.asked, asked);
-        add(&self.freed, (freed * PAGE_SIZE) as u64);
-        add(&self.kept, (kept * PAGE_SIZE) as u64);
+    /// A hole of so many bytes is to be punched.
+    pub(super) fn asked(&self, bytes: u64) {
+        add(&self.asked, bytes);
+    }
+
+    /// So many pages of it went.
+    pub(super) fn freed(&self, pages: usize) {
+        add(&self.freed, (pages * PAGE_SIZE) as u64);
+    }
+
+    /// So many whole pages of a hole had to stay, for somebody has a reference to their folio, or for
+    /// want of memory to split it.
+    pub(super) fn kept(&self, pages: usize, referenced: bool) {
+        add(&self.kept, (pages * PAGE_SIZE) as u64);
+        if referenced {
+            add(&self.referenced, (pages * PAGE_SIZE) as u64);
+        }
     }
 
     /// Write the table.
@@ -80,5 +94,7 @@ impl Stats {
         seq_print!(out, "punch_asked {}\n", self.asked.load(Relaxed));
         seq_print!(out, "punch_freed {}\n", self.freed.load(Relaxed));
         seq_print!(out, "punch_kept_unsplit {}\n", self.kept.load(Relaxed));
+        let referenced = self.referenced.load(Relaxed);
+        seq_print!(out, "punch_kept_referenced {referenced}\n");
     }
 }

@@ -59,8 +59,9 @@ pub struct Plan {
     pub remove: Range<usize>,
     /// Bytes to zero, before and behind them.
     pub zero: [Range<u64>; 2],
-    /// Whole pages of the hole that stay, zeroed, because their folio reaches out of it.
-    pub kept: usize,
+    /// Whole pages of the hole that stay, zeroed, because their folio reaches out of it, at either
+    /// end.
+    pub kept: [Range<usize>; 2],
 }
 
 impl Hole {
@@ -82,15 +83,27 @@ impl Hole {
         start..end.max(start)
     }
 
-    /// It in parts that end where no folio reaches over, `step` pages (a power of two) each.
-    pub fn parts(&self, step: usize) -> impl Iterator<Item = Hole> + '_ {
+    /// The pages that it touches.
+    pub fn pages(&self) -> Range<usize> {
+        let end = self.bytes.end.div_ceil(1 << PAGE_SHIFT) as usize;
+        (self.bytes.start >> PAGE_SHIFT) as usize..end
+    }
+
+    /// It from that page on, if anything of it is there.
+    pub fn from_page(self, page: usize) -> Option<Self> {
+        let start = self.bytes.start.max((page as u64) << PAGE_SHIFT);
+        let bytes = start..self.bytes.end;
+        (!bytes.is_empty()).then_some(Self { bytes })
+    }
+
+    /// Its beginning, up to a multiple of `step` pages (a power of two), where no smaller folio reaches
+    /// over; and the rest.
+    pub fn part(self, step: usize) -> (Self, Option<Self>) {
         let step = (step as u64) << PAGE_SHIFT;
-        let mut at = self.bytes.start;
-        core::iter::from_fn(move || {
-            let bytes = at..self.bytes.end.min((at / step + 1) * step);
-            at = bytes.end;
-            (!bytes.is_empty()).then_some(Hole { bytes })
-        })
+        let end = self.bytes.end.min((self.bytes.start / step + 1) * step);
+        let (bytes, rest) = (self.bytes.start..end, end..self.bytes.end);
+        let rest = (!rest.is_empty()).then_some(Self { bytes: rest });
+        (Self { bytes }, rest)
     }
 
     /// What it takes, when these folios have the first whole page and the first page behind the last
@@ -113,7 +126,7 @@ impl Hole {
                 byte(remove.end)..self.bytes.end,
             ]
         };
-        let kept = whole.len() - remove.len();
+        let kept = [whole.start..remove.start, remove.end..whole.end];
         Plan { remove, zero, kept }
     }
 }
@@ -175,20 +188,43 @@ mod tests {
                 next = range.end;
             }
             prop_assert_eq!(next, bytes.end);
-            prop_assert_eq!(plan.kept, whole.len() - plan.remove.len());
+            let [before, after] = plan.kept;
+            prop_assert_eq!(before.len() + after.len(), whole.len() - plan.remove.len());
+            // What is kept is of a folio that reaches out.
+            for (page, out) in before.map(|p| (p, whole.start - 1)).chain(after.map(|p| (p, whole.end))) {
+                let folio = at(page).map_or(0..0, Block::pages);
+                prop_assert!(folio.contains(&out) || folio.contains(&whole.end));
+            }
         }
 
         #[test]
         fn parts_are_the_whole(offset in 0..1u64 << 40, length in 1..1u64 << 36) {
-            let hole = Hole::new(offset, length, u64::MAX).expect("no end");
+            let mut rest = Hole::new(offset, length, u64::MAX);
             let mut next = offset;
-            for part in hole.parts(1 << 16) {
+            while let Some(hole) = rest {
+                let (part, behind) = hole.part(1 << 16);
                 prop_assert_eq!(part.bytes.start, next);
-                prop_assert!(part.length() <= PAGE << 16);
+                prop_assert!(!part.bytes.is_empty() && part.length() <= PAGE << 16);
                 next = part.bytes.end;
                 prop_assert!(next == offset + length || next % (PAGE << 16) == 0);
+                rest = behind;
             }
             prop_assert_eq!(next, offset + length);
+        }
+
+        #[test]
+        fn from_a_page(offset in 0..64 * PAGE, length in 1..64 * PAGE, page in 0usize..200) {
+            let hole = Hole::new(offset, length, u64::MAX).expect("no end");
+            let pages = hole.pages();
+            prop_assert!(pages.start as u64 * PAGE <= offset && offset < (pages.start as u64 + 1) * PAGE);
+            prop_assert!((pages.end as u64 - 1) * PAGE < offset + length && offset + length <= pages.end as u64 * PAGE);
+            match hole.clone().from_page(page) {
+                Some(rest) => {
+                    prop_assert_eq!(rest.bytes.start, offset.max(page as u64 * PAGE));
+                    prop_assert_eq!(rest.bytes.end, offset + length);
+                }
+                None => prop_assert!(pages.end <= page),
+            }
         }
 
         #[test]
@@ -209,7 +245,7 @@ mod tests {
     fn within_one_page_nothing_is_removed() {
         let hole = Hole::new(10, 100, PAGE).expect("inside");
         let plan = hole.plan(None, None);
-        assert!(plan.remove.is_empty() && plan.kept == 0);
+        assert!(plan.remove.is_empty() && plan.kept.iter().all(Range::is_empty));
         assert_eq!(plan.zero[0], 10..110);
     }
 

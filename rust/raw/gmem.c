@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /* mm's and the VFS' inlines and macros, for a file that lives in the page cache. No logic. */
 #include <linux/highmem.h>
+#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/nodemask.h>
 #include <linux/pagemap.h>
 #include <linux/pseudo_fs.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 #include <linux/uio.h>
 #include "gmem.h"
@@ -110,6 +113,16 @@ void kvmate_folio_put(struct folio *folio)
 	folio_put(folio);
 }
 
+int kvmate_folio_references(struct folio *folio)
+{
+	return folio_ref_count(folio);
+}
+
+int kvmate_folio_expected_references(struct folio *folio)
+{
+	return folio_expected_ref_count(folio);
+}
+
 unsigned long kvmate_folio_index(struct folio *folio)
 {
 	return folio->index;
@@ -164,4 +177,24 @@ void kvmate_pagefault_disable(void)
 void kvmate_pagefault_enable(void)
 {
 	pagefault_enable();
+}
+
+bool kvmate_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+struct mem_cgroup *kvmate_memcg_of(struct mm_struct *mm)
+{
+	return get_mem_cgroup_from_mm(mm);
+}
+
+struct mem_cgroup *kvmate_charge_to(struct mem_cgroup *memcg)
+{
+	return set_active_memcg(memcg);
+}
+
+void kvmate_memcg_put(struct mem_cgroup *memcg)
+{
+	mem_cgroup_put(memcg);
 }

@@ -7,6 +7,8 @@
 #include <linux/types.h>
 
 struct folio;
+struct mem_cgroup;
+struct mm_struct;
 
 int kvmate_init_pseudo(struct fs_context *fc, const struct super_operations *ops);
 bool kvmate_fops_get(const struct file_operations *fops);
@@ -29,6 +31,9 @@ struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned 
 
 struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node);
 void kvmate_folio_put(struct folio *folio);
+int kvmate_folio_references(struct folio *folio);
+/* Without the caller's. */
+int kvmate_folio_expected_references(struct folio *folio);
 unsigned long kvmate_folio_index(struct folio *folio);
 unsigned int kvmate_folio_order(struct folio *folio);
 struct page *kvmate_folio_page(struct folio *folio, unsigned long number);
@@ -42,5 +47,13 @@ size_t kvmate_copy_folio_to_iter(struct folio *folio, size_t offset, size_t byte
 				 struct iov_iter *iter);
 void kvmate_pagefault_disable(void);
 void kvmate_pagefault_enable(void);
+
+bool kvmate_fatal_signal_pending(void);
+
+/* That of a task with this mm, with a reference; what is charged to nobody in particular goes to */
+/* "memcg" from then on (NULL: as ever), which tells where it went before. */
+struct mem_cgroup *kvmate_memcg_of(struct mm_struct *mm);
+struct mem_cgroup *kvmate_charge_to(struct mem_cgroup *memcg);
+void kvmate_memcg_put(struct mem_cgroup *memcg);
 
 #endif /* _KVMATE_GMEM_H */

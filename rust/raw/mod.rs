@@ -20,7 +20,8 @@
 use kernel::{
     bindings::{
         address_space, bool_, file, file_operations, folio, fs_context, ftrace_regs, gfp_t, inode,
-        iov_iter, module, page, super_operations, task_struct, tracepoint, u64_, workqueue_struct,
+        iov_iter, mem_cgroup, mm_struct, module, page, super_operations, task_struct, tracepoint,
+        u64_, workqueue_struct,
     },
     ffi,
 };

@@ -146,6 +146,16 @@ impl LockedFolio {
         PAGE_SIZE << self.order()
     }
 
+    /// Whether somebody besides the cache, page tables and us has a reference to it, so that it cannot
+    /// be split.
+    pub(crate) fn is_referenced(&self) -> bool {
+        // SAFETY: Locked, and a reference is ours (type invariant).
+        unsafe {
+            let expected = raw::kvmate_folio_expected_references(self.0.as_ptr()) + 1;
+            raw::kvmate_folio_references(self.0.as_ptr()) > expected
+        }
+    }
+
     fn clear(&self) {
         let pages = 1usize << self.order();
         for first in (0..pages).step_by(PAGES_AT_ONCE) {

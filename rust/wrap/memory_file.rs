@@ -8,11 +8,14 @@
 //! its inode's.
 //!
 //! What a file is stands in its inode's `i_private`: a [`MemoryFile`], and the debugfs files that
-//! show it. `evict_inode` ends them in this order: debugfs (waits for readers), pages, the rest.
+//! show it. [`mount`] is the file system, [`mod@operations`] and [`area`] are what the VFS and mm call.
+//! `evict_inode` ends them in this order: debugfs (waits for readers), pages, the rest.
 //!
 //! C headers: [`include/linux/fs.h`](srctree/include/linux/fs.h),
 //! [`include/linux/pseudo_fs.h`](srctree/include/linux/pseudo_fs.h)
 
+mod area;
+mod mount;
 mod operations;
 
 use super::{
@@ -22,17 +25,16 @@ use super::{
     mapping::Mapping,
 };
 use crate::raw;
-use core::{cell::UnsafeCell, ffi::CStr, marker::PhantomData, ptr::NonNull};
+use core::{ffi::CStr, marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings,
     error::{from_err_ptr, to_result},
     ffi::{c_int, c_uint},
-    module::this_module,
     prelude::*,
     seq_file::SeqFile,
-    str::as_char_ptr_in_const_context,
     sync::Arc,
 };
+use mount::{Inode, Mount};
 use operations::Operations;
 
 /// What a file does. All may sleep.
@@ -74,74 +76,6 @@ pub(crate) enum Seek {
     Hole,
 }
 
-/// The type of the super blocks, which the VFS writes to.
-#[repr(transparent)]
-struct FileSystem(UnsafeCell<bindings::file_system_type>);
-
-// SAFETY: After its initialisation it is written by the VFS only, under `sb_lock`.
-unsafe impl Sync for FileSystem {}
-
-static FILE_SYSTEM: FileSystem = FileSystem(UnsafeCell::new(bindings::file_system_type {
-    name: as_char_ptr_in_const_context(c"kvmate_gmem"),
-    init_fs_context: Some(init_fs_context),
-    kill_sb: Some(bindings::kill_anon_super),
-    owner: this_module::<crate::LocalModule>().as_ptr(),
-    ..pin_init::zeroed()
-}));
-
-static SUPER_OPERATIONS: bindings::super_operations = bindings::super_operations {
-    statfs: Some(bindings::simple_statfs),
-    evict_inode: Some(evict_inode),
-    ..pin_init::zeroed()
-};
-
-/// # Safety
-///
-/// `context` is being made for a mount of [`FILE_SYSTEM`].
-unsafe extern "C" fn init_fs_context(context: *mut bindings::fs_context) -> c_int {
-    // SAFETY: The caller's promise; the operations live as long as the module, which the super block
-    // holds.
-    unsafe { raw::kvmate_init_pseudo(context, &raw const SUPER_OPERATIONS) }
-}
-
-/// A mount, and our reference to it.
-struct Mount(NonNull<bindings::vfsmount>);
-
-impl Mount {
-    /// A mount of a new super block, in no name space.
-    fn new() -> Result<Self> {
-        let of = FILE_SYSTEM.0.get();
-        // SAFETY: The type lives as long as the module; it takes no data. SB_KERNMOUNT makes it
-        // internal: what ends it ends it at once.
-        let mount = unsafe {
-            bindings::vfs_kern_mount(
-                of,
-                raw::SB_KERNMOUNT as c_int,
-                (*of).name,
-                core::ptr::null_mut(),
-            )
-        };
-        Ok(Self(NonNull::new(from_err_ptr(mount)?).ok_or(ENOMEM)?))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // SAFETY: Our reference.
-        unsafe { bindings::mntput(self.0.as_ptr()) };
-    }
-}
-
-/// An inode, and our reference to it.
-struct Inode(NonNull<bindings::inode>);
-
-impl Drop for Inode {
-    fn drop(&mut self) {
-        // SAFETY: Our reference.
-        unsafe { bindings::iput(self.0.as_ptr()) };
-    }
-}
-
 /// The head of what is in `i_private`, whatever the file's type.
 #[repr(C)]
 struct Head {
@@ -157,31 +91,6 @@ struct Private<T: MemoryFile> {
     head: Head,
     shown: Option<(Shown, Dir)>,
     object: T,
-}
-
-/// # Safety
-///
-/// `inode` is of a super block of ours, and is being evicted.
-unsafe extern "C" fn evict_inode(inode: *mut bindings::inode) {
-    // SAFETY: The caller's promise. The root's has none.
-    let head = unsafe { (*inode).i_private }.cast::<Head>();
-    match (NonNull::new(inode), head.is_null()) {
-        // SAFETY: Set in `create` together with the function made for it; eviction happens once.
-        (Some(inode), false) => unsafe { ((*head).evict)(inode) },
-        // SAFETY: What eviction is to do for any inode.
-        _ => unsafe { end_pages(inode) },
-    }
-}
-
-/// # Safety
-///
-/// `inode` is being evicted.
-unsafe fn end_pages(inode: *mut bindings::inode) {
-    // SAFETY: The caller's promise.
-    unsafe {
-        bindings::truncate_inode_pages_final((*inode).i_mapping);
-        bindings::clear_inode(inode);
-    }
 }
 
 /// What makes `gmem/<number>/info` of a file.
@@ -222,9 +131,7 @@ pub(crate) struct Creation<'a, T> {
 pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
     let private = KBox::<Private<T>>::new_uninit(GFP_KERNEL)?;
     let mount = Mount::new()?;
-    // SAFETY: The mount has its super block.
-    let inode = unsafe { bindings::new_inode((*mount.0.as_ptr()).mnt_sb) };
-    let inode = Inode(NonNull::new(inode).ok_or(ENOMEM)?);
+    let inode = mount.inode()?;
     let raw_inode = inode.0.as_ptr();
     let private = private.write(Private {
         head: Head {
@@ -270,7 +177,7 @@ fn install<T: MemoryFile>(inode: Inode, mount: &Mount, name: &CStr) -> Result<is
     let file = from_err_ptr(unsafe {
         bindings::alloc_file_pseudo(
             inode.0.as_ptr(),
-            mount.0.as_ptr(),
+            mount.as_ptr(),
             name.as_char_ptr(),
             (bindings::O_RDWR | bindings::O_LARGEFILE) as c_int,
             &Operations::<T>::FILE,

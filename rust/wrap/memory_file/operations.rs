@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The VFS' and mm's calls to a [`MemoryFile`]: from C's arguments to its methods and back.
+//! The VFS' calls to a [`MemoryFile`]: from C's arguments to its methods and back.
 
 use super::{
     super::{
         iov::{Destination, Source},
         mapping::Mapping,
     },
-    end_pages, MemoryFile, Mode, Private, Seek,
+    area::Areas,
+    mount::end_pages,
+    MemoryFile, Mode, Private, Seek,
 };
 use crate::raw;
 use core::{marker::PhantomData, ptr::NonNull};
@@ -14,7 +16,6 @@ use kernel::{
     bindings,
     error::{from_result, to_result},
     ffi::{c_int, c_long, c_uint},
-    mm::virt::{flags, VmaNew},
     module::this_module,
     prelude::*,
 };
@@ -54,7 +55,7 @@ impl<T: MemoryFile> Operations<T> {
         splice_write: Some(bindings::iter_file_splice_write),
         fsync: Some(bindings::noop_fsync),
         fallocate: Some(Self::fallocate),
-        mmap: Some(Self::mmap),
+        mmap: Some(Areas::<T>::mmap),
         get_unmapped_area: Some(bindings::thp_get_unmapped_area),
         ..pin_init::zeroed()
     };
@@ -62,12 +63,6 @@ impl<T: MemoryFile> Operations<T> {
     pub(super) const INODE: bindings::inode_operations = bindings::inode_operations {
         getattr: Some(Self::getattr),
         setattr: Some(Self::setattr),
-        ..pin_init::zeroed()
-    };
-
-    // No `map_pages`: it would map pages around a fault without the invalidate lock.
-    const AREA: bindings::vm_operations_struct = bindings::vm_operations_struct {
-        fault: Some(Self::fault),
         ..pin_init::zeroed()
     };
 
@@ -84,7 +79,9 @@ impl<T: MemoryFile> Operations<T> {
     /// # Safety
     ///
     /// An open file with these operations, which stays open for `'a`.
-    unsafe fn parts<'a>(file: *mut bindings::file) -> (*mut bindings::inode, &'a T, &'a Mapping) {
+    pub(super) unsafe fn parts<'a>(
+        file: *mut bindings::file,
+    ) -> (*mut bindings::inode, &'a T, &'a Mapping) {
         // SAFETY: The caller's promise; a file has its inode, and keeps it.
         unsafe {
             let inode = (*file).f_inode;
@@ -213,46 +210,6 @@ impl<T: MemoryFile> Operations<T> {
             to_result(unsafe { bindings::file_modified(file) })?;
             Ok(0)
         })
-    }
-
-    /// # Safety
-    ///
-    /// As above.
-    unsafe extern "C" fn mmap(
-        _file: *mut bindings::file,
-        area: *mut bindings::vm_area_struct,
-    ) -> c_int {
-        from_result(|| {
-            // SAFETY: The area is being made.
-            if unsafe { VmaNew::from_raw(area) }.flags() & flags::MAYSHARE == 0 {
-                return Err(EINVAL);
-            }
-            // SAFETY: As above; the operations live as long as the module, which the area's file holds.
-            unsafe { (*area).vm_ops = &Self::AREA };
-            Ok(0)
-        })
-    }
-
-    /// # Safety
-    ///
-    /// As above, of an area that `mmap` made.
-    unsafe extern "C" fn fault(fault: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: The caller's promise; an area has its file.
-        let (index, file) = unsafe {
-            let place = &(*fault).__bindgen_anon_1;
-            (place.pgoff, (*place.vma).vm_file)
-        };
-        // SAFETY: The area keeps its file, and is there for the length of the call.
-        let (_, object, mapping) = unsafe { Self::parts(file) };
-        match object.fault(mapping, index) {
-            Ok(folio) => {
-                // SAFETY: The caller's promise. The page is locked and has a reference, both of which
-                // this answer hands over.
-                unsafe { (*fault).page = folio.into_page(index) };
-                bindings::vm_fault_reason_VM_FAULT_LOCKED
-            }
-            Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
-        }
     }
 
     /// # Safety
