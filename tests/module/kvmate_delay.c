@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * For tests only: makes races between KVM, kvmate and user space happen, by waiting (busily, in
- * whatever context) at chosen points of a VM's life and around kvmate's probes.
+ * whatever context) at chosen points of a VM's life, around kvmate's probes, and in faults.
  *
  * Each point is a parameter, in microseconds, 0 for none, that can be set at any time, and with
  * "_hits" at its end how often that point has been waited at. It uses nothing of kvmate, and holds
@@ -9,7 +9,9 @@
  */
 #include <linux/debugfs.h>
 #include <linux/delay.h>
+#include <linux/fs.h>
 #include <linux/kprobes.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/random.h>
 #include <linux/sched.h>
@@ -36,6 +38,7 @@ POINT(ended, "kvm_arch_pre_destroy_vm() has returned, the routing is there still
 POINT(destroy, "kvm_arch_destroy_vm() begins");
 POINT(folder_made, "a debugfs folder is made, by whomever");
 POINT(file_removed, "a debugfs file or folder is removed, by a worker (KVM's tasks go on)");
+POINT(fault_made, "a memory file's page is found or made and locked, and not mapped yet");
 
 static unsigned int one_in = 1;
 module_param(one_in, uint, 0644);
@@ -127,6 +130,16 @@ static int at_file_removed(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
+/* finish_fault(vmf) maps what the file's own handler has answered. */
+static int at_fault_made(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct file *file = ((struct vm_fault *)regs->di)->vma->vm_file;
+
+	if (file && file->f_op->owner && !strcmp(file->f_op->owner->name, "kvmate"))
+		wait_at(&fault_made);
+	return 0;
+}
+
 static int after_made(struct kretprobe_instance *instance, struct pt_regs *regs)
 {
 	wait_at(&made_after);
@@ -149,6 +162,7 @@ static struct {
 	{ "kvm_arch_destroy_vm", at_destroy },
 	{ "debugfs_create_dir", at_folder_made },
 	{ "debugfs_remove", at_file_removed },
+	{ "finish_fault", at_fault_made },
 };
 
 static struct {

@@ -1,5 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory files: making them, mapping them, and asking the kernel what they have.
+//! Memory files: making them, mapping them, and asking the kernel what they have. [`model`] compares one
+//! with a memfd, [`guest`] runs on one, [`pins`] holds its pages, [`child`] does what may end a process,
+//! [`cgroup`] and [`inject`] make memory short, [`memory`] counts what is in use.
+
+pub mod cgroup;
+pub mod child;
+pub mod guest;
+pub mod inject;
+pub mod memory;
+pub mod model;
+pub mod pins;
 
 use anyhow::{ensure, Context, Result};
 use kvmate_uapi::{kvmate_gmem, KVMATE_GMEM_CREATE};
@@ -134,6 +144,12 @@ pub fn bytes(file: &File) -> Result<Vec<u8>> {
     Ok(all)
 }
 
+/// What a refused call of the standard library's said.
+pub fn errno<T>(result: std::io::Result<T>) -> Option<Errno> {
+    let error = result.err()?;
+    Some(Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+}
+
 /// A shared mapping of a file from its beginning.
 pub struct Map {
     start: *mut u8,
@@ -145,19 +161,21 @@ unsafe impl Send for Map {}
 // SAFETY: As above.
 unsafe impl Sync for Map {}
 
-/// The raw call, at an address of the kernel's choice.
+/// The raw call, of the file's beginning, at an address of the kernel's choice.
 pub fn mmap(file: &File, size: usize, protection: i32, flags: i32) -> nix::Result<*mut u8> {
+    mmap_at(file, 0, size, protection, flags)
+}
+
+fn mmap_at(
+    file: &File,
+    offset: usize,
+    size: usize,
+    protection: i32,
+    flags: i32,
+) -> nix::Result<*mut u8> {
+    let (fd, offset) = (file.as_raw_fd(), offset as i64);
     // SAFETY: A fresh mapping; nothing else is at that address.
-    let start = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            protection,
-            flags,
-            file.as_raw_fd(),
-            0,
-        )
-    };
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, fd, offset) };
     if start == libc::MAP_FAILED {
         return Err(Errno::last());
     }
@@ -167,13 +185,39 @@ pub fn mmap(file: &File, size: usize, protection: i32, flags: i32) -> nix::Resul
 impl Map {
     /// Map `size` bytes, to read and write.
     pub fn new(file: &File, size: usize) -> Result<Self> {
-        let start = mmap(
-            file,
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-        )
-        .context("mmap")?;
+        Self::at(file, 0, size)
+    }
+
+    /// Map a part of the file, `size` bytes from `offset` on.
+    pub fn at(file: &File, offset: usize, size: usize) -> Result<Self> {
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        let start = mmap_at(file, offset, size, both, libc::MAP_SHARED).context("mmap")?;
+        Ok(Self { start, size })
+    }
+
+    /// It somewhere else, not aligned as before.
+    pub fn moved(self) -> Result<Self> {
+        let size = self.size;
+        // SAFETY: A reservation that we unmap, or that the mapping replaces, below.
+        let room = unsafe {
+            let room = libc::mmap(
+                std::ptr::null_mut(),
+                size + PAGE,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            ensure!(room != libc::MAP_FAILED, "mmap: {}", Errno::last());
+            let to = room.cast::<u8>().add(PAGE);
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            let moved = libc::mremap(self.start.cast(), size, size, flags, to);
+            ensure!(moved == to.cast(), "mremap: {}", Errno::last());
+            libc::munmap(room, PAGE);
+            to
+        };
+        std::mem::forget(self);
+        let start = room;
         Ok(Self { start, size })
     }
 

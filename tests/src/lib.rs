@@ -2,7 +2,7 @@
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
 //! [`trace`] ask KVM itself, [`oracle`] compares, [`storm`] has many VMs at once, [`delay`] makes races
-//! happen.
+//! happen, [`gmem`] makes memory files and holds, watches and starves them.
 
 pub mod bench;
 pub mod delay;

@@ -190,6 +190,13 @@ impl Log {
         Ok(Self(file))
     }
 
+    /// From the oldest message that is kept.
+    pub fn from_beginning() -> Result<Self> {
+        let log = Self::from_now()?;
+        nix::unistd::lseek(&log.0, 0, nix::unistd::Whence::SeekSet)?;
+        Ok(log)
+    }
+
     /// The messages since then, or since the last call.
     pub fn lines(&mut self) -> Result<Vec<String>> {
         let mut lines = Vec::new();
