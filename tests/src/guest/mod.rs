@@ -3,7 +3,9 @@
 //!
 //! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`] and [`long`] put
 //! code and registers into it. A guest tells the test something by port I/O or through its memory.
+//! [`linux`] is a whole Linux, under VMMs as people use them.
 
+pub mod linux;
 pub mod long;
 pub mod real;
 pub mod steps;

@@ -186,7 +186,7 @@ pub fn start_with(vcpu: &VcpuFd, id: usize, interrupts: bool) -> Result<()> {
 pub fn run(vcpu: &mut VcpuFd, mut user: impl FnMut()) -> Result<()> {
     loop {
         let done = match vcpu.run() {
-            Ok(VcpuExit::IoOut(port, _)) => port == DONE.into(),
+            Ok(VcpuExit::IoOut(port, _)) => port == u16::from(DONE),
             Ok(VcpuExit::IoIn(_, _) | VcpuExit::Hlt) => false,
             Ok(other) => bail!("unexpected exit to user space: {other:?}"),
             Err(error) if error.errno() == nix::libc::EINTR => continue,
