@@ -3,3 +3,4 @@
 #include "kvmate.h"
 
 static const __u64 KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
+static const __u64 KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
