@@ -6,8 +6,8 @@
 //! - [`raw`]: what bindgen made of the headers, and the C shim's declarations.
 //! - [`wrap`]: one kernel object a file; owns it, states its invariants, is safe to use, decides
 //!   nothing. All `unsafe` ends here.
-//! - The product, without `unsafe`: [`control`] (the debugfs tree, knobs, `/dev/kvmate`) and
-//!   [`see`] (what guests make KVM do).
+//! - The product, without `unsafe`: [`control`] (the debugfs tree, knobs, `/dev/kvmate`), [`see`]
+//!   (what guests make KVM do) and [`poke`] (interrupts into guests).
 //! - [`pure`]: what follows from values alone; it also builds and is tested in user space.
 //!
 //! # Life
@@ -15,13 +15,15 @@
 //! [`Kvmate`] owns everything, and its fields' order is the order of the end: first the ways in
 //! (device, files), so that no call can come; then the watch over kvm with its probes and hooks,
 //! after which nothing of ours runs in KVM; then what they wrote to, with the VMs' folders; then the
-//! folder that all stood in. The locks are told in [`see`]; a knob's own file mutex (VFS) is outside
+//! folder that all stood in. The locks are told in [`see`] and [`poke`]; a knob's own file mutex (VFS) is outside
 //! of all of them.
 
 use kernel::prelude::*;
 
 #[forbid(unsafe_code)]
 mod control;
+#[forbid(unsafe_code)]
+mod poke;
 // `pub` there is for the user-space crate.
 #[allow(unreachable_pub)]
 #[forbid(unsafe_code)]

@@ -12,6 +12,7 @@ pub(crate) use device::{Device, Registration};
 pub(crate) use tree::Tree;
 
 use crate::{
+    poke::Poke,
     see::{Ended, Layouts, Watch, Watching},
     wrap::{byte::SharedByte, debugfs::Dir},
 };
@@ -26,6 +27,7 @@ pub(crate) struct State {
     watch: Arc<Watch>,
     ended: Arc<Ended>,
     layouts: Arc<Layouts>,
+    poke: Arc<Poke>,
     root: Dir,
 }
 
@@ -42,7 +44,14 @@ impl State {
         })?;
         let (ended, layouts) = (Ended::new()?, Layouts::new()?);
         let vms = Dir::new(c"vms", Some(&root))?;
-        let watch = Watch::new(vms, ended.clone(), layouts.clone(), observe == 1)?;
+        let poke = Poke::new()?;
+        let watch = Watch::new(
+            vms,
+            ended.clone(),
+            layouts.clone(),
+            poke.clone(),
+            observe == 1,
+        )?;
         let watching = Watch::begin(&watch)?;
         Ok(Self {
             log,
@@ -50,6 +59,7 @@ impl State {
             watch,
             ended,
             layouts,
+            poke,
             root,
         })
     }

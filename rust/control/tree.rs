@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `/sys/kernel/debug/kvmate/`: which file shows what.
 
-use super::{knobs::Observe, State};
+use super::{
+    knobs::{Inject, Observe},
+    State,
+};
 use crate::{
     see::{Layouts, Watch},
     wrap::{
@@ -17,7 +20,7 @@ use kernel::{
 
 /// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
-    _knobs: [File; 2],
+    _knobs: [File; 3],
     _knobs_dir: Dir,
     _tables: [File; 5],
 }
@@ -39,8 +42,13 @@ impl Tree {
             log: state.log.clone(),
             watch: state.watch.clone(),
         };
+        let inject = Inject {
+            log: state.log.clone(),
+            poke: state.poke.clone(),
+        };
         let knobs = [
             File::number(c"observe", &dir, Arc::new(observe, GFP_KERNEL)?)?,
+            File::number(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
             File::byte(c"verbose", &dir, state.log.byte())?,
         ];
         Ok(Self {

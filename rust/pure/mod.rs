@@ -8,6 +8,7 @@ pub mod btf;
 pub mod build_id;
 pub mod cycles;
 pub mod exits;
+pub mod inject;
 pub mod layout;
 pub mod log_linear;
 pub mod range;

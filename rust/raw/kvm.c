@@ -112,6 +112,14 @@ static bool of_kvm(struct file *file)
 	return !strcmp(owner->name, "kvm_amd") || !strcmp(owner->name, "kvm_intel");
 }
 
+/* The VM behind a VM's own file, which keeps it; NULL for any other file, also a vCPU's. */
+struct kvm *kvmate_vm_file_vm(struct file *file)
+{
+	if (!of_kvm(file) || strcmp(file->f_path.dentry->d_name.name, "kvm-vm"))
+		return NULL;
+	return file->private_data;
+}
+
 /* The VM behind a VM's or a vCPU's file, which keeps it; NULL for any other file. */
 struct kvm *kvmate_file_vm(struct file *file)
 {

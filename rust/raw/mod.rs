@@ -18,7 +18,9 @@
 )]
 
 use kernel::{
-    bindings::{bool_, file, ftrace_regs, module, task_struct, tracepoint, u64_, workqueue_struct},
+    bindings::{
+        bool_, file, ftrace_regs, module, task_struct, tracepoint, u32_, u64_, workqueue_struct,
+    },
     ffi,
 };
 

@@ -73,6 +73,12 @@ bool kvmate_vm_dead(struct kvm *kvm);
 struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number);
 void kvmate_vm_each_vcpu(struct kvm *kvm, void (*call)(void *data, struct kvm_vcpu *vcpu),
 			 void *data);
+struct kvm *kvmate_vm_file_vm(struct file *file);
 struct kvm *kvmate_file_vm(struct file *file);
+
+/* irq.c */
+int kvmate_irq_set(struct kvm *kvm, u32 gsi, int source, int level, bool pins, int *answer);
+int kvmate_irq_set_msi(struct kvm *kvm, u64 address, u32 data, int *answer);
+bool kvmate_irq_long_ids(struct kvm *kvm);
 
 #endif /* _KVMATE_SHIM_H */

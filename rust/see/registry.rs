@@ -14,15 +14,18 @@ use super::{
     folder::Folder,
     vm::{Hot, Vcpu, Vm},
 };
-use crate::wrap::{
-    by_vcpu::{ByVcpu, Owned},
-    debugfs::Dir,
-    files,
-    kvm::{LiveVcpu, LiveVm, VmId},
-    life::Life,
-    percpu::PerCpuCounter,
-    task_work::{InFlight, OnReturn},
-    work_queue::WorkQueue,
+use crate::{
+    poke::Poke,
+    wrap::{
+        by_vcpu::{ByVcpu, Owned},
+        debugfs::Dir,
+        files,
+        kvm::{LiveVcpu, LiveVm, VmId},
+        life::Life,
+        percpu::PerCpuCounter,
+        task_work::{InFlight, OnReturn},
+        work_queue::WorkQueue,
+    },
 };
 use core::{
     mem,
@@ -88,6 +91,7 @@ pub(crate) struct Registry {
     /// Whether somebody could not be noted for want of memory: look at all files again.
     walk_wanted: AtomicBool,
     ended: Arc<Ended>,
+    pub(super) poke: Arc<Poke>,
 }
 
 impl_has_work! {
@@ -96,7 +100,7 @@ impl_has_work! {
 
 impl Registry {
     /// No VM yet. Their folders will be in `vms`.
-    pub(crate) fn new(vms: Dir, ended: Arc<Ended>) -> Result<Arc<Self>> {
+    pub(crate) fn new(vms: Dir, ended: Arc<Ended>, poke: Arc<Poke>) -> Result<Arc<Self>> {
         let (total, hot) = (PerCpuCounter::new()?, ByVcpu::new()?);
         let (in_flight, queue) = (InFlight::new()?, WorkQueue::new(c"kvmate")?);
         Arc::pin_init(
@@ -117,6 +121,7 @@ impl Registry {
                 count: AtomicU64::new(0),
                 walk_wanted: AtomicBool::new(false),
                 ended,
+                poke,
             }),
             GFP_KERNEL,
         )
@@ -356,10 +361,11 @@ impl Registry {
         self.known.lock().shown = false;
         self.in_flight.close();
         loop {
-            let Some(vm) = self.known.lock().vms.iter().next().map(|vm| vm.id()) else {
+            let Some(vm) = self.known.lock().vms.iter().next().map(Arc::from) else {
                 break;
             };
-            self.end(vm);
+            vm.poke.let_go(&vm.gate);
+            self.end(vm.id());
         }
     }
 

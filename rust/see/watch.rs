@@ -2,11 +2,14 @@
 //! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
 
 use super::{ended::Ended, layouts::Layouts, registry::Registry};
-use crate::wrap::{
-    debugfs::Dir,
-    kvm_module::{KvmEvents, KvmModule},
-    life::LifeHooks,
-    probes::{Probes, Tracepoints},
+use crate::{
+    poke::Poke,
+    wrap::{
+        debugfs::Dir,
+        kvm_module::{KvmEvents, KvmModule},
+        life::LifeHooks,
+        probes::{Probes, Tracepoints},
+    },
 };
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::{
@@ -72,9 +75,10 @@ impl Watch {
         vms: Dir,
         ended: Arc<Ended>,
         layouts: Arc<Layouts>,
+        poke: Arc<Poke>,
         wanted: bool,
     ) -> Result<Arc<Self>> {
-        let registry = Registry::new(vms, ended)?;
+        let registry = Registry::new(vms, ended, poke)?;
         Arc::pin_init(
             pin_init!(Self {
                 registry,

@@ -18,12 +18,27 @@
 
 use super::kvm::{LiveVm, VmId};
 use crate::raw;
-use core::ptr::NonNull;
+use core::{ops::Deref, ptr::NonNull};
 use kernel::{
     new_spinlock, new_spinlock_irq,
     prelude::*,
     sync::{SpinLock, SpinLockIrq},
 };
+
+/// A VM behind the gate that leaves interrupts on.
+///
+/// # Invariants
+///
+/// Interrupts are on, and stay so.
+pub(crate) struct InTask<'a>(LiveVm<'a>);
+
+impl<'a> Deref for InTask<'a> {
+    type Target = LiveVm<'a>;
+
+    fn deref(&self) -> &LiveVm<'a> {
+        &self.0
+    }
+}
 
 /// The gate of one VM.
 ///
@@ -78,9 +93,10 @@ impl Gate {
     }
 
     /// Call `inside` while the VM is kept; `None` if it has ended. Process context.
-    pub(crate) fn enter<R>(&self, inside: impl FnOnce(LiveVm<'_>) -> R) -> Option<R> {
+    pub(crate) fn enter<R>(&self, inside: impl FnOnce(InTask<'_>) -> R) -> Option<R> {
         let open = self.task.lock();
-        open.then(|| inside(self.live()))
+        // INVARIANT: Process context, and a lock that turns nothing off.
+        open.then(|| inside(InTask(self.live())))
     }
 
     /// The VM ends: wait until everybody is out, and let nobody in any more.

@@ -7,10 +7,12 @@
 pub(crate) mod by_vcpu;
 pub(crate) mod byte;
 pub(crate) mod capability;
+pub(crate) mod command;
 pub(crate) mod debugfs;
 pub(crate) mod exit_source;
 pub(crate) mod files;
 pub(crate) mod gate;
+pub(crate) mod irq;
 pub(crate) mod kvm;
 pub(crate) mod kvm_module;
 pub(crate) mod layout;

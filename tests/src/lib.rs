@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`storm`] has many VMs at once, [`delay`] makes races
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] injects, [`storm`] has many VMs at once, [`delay`] makes races
 //! happen.
 
 pub mod bench;
@@ -10,6 +10,7 @@ pub mod guest;
 pub mod ktap;
 pub mod module;
 pub mod oracle;
+pub mod poke;
 pub mod seen;
 pub mod stats;
 pub mod storm;

@@ -46,11 +46,11 @@ fn tree() -> Result<()> {
         ["ended", "exits", "knobs", "layouts", "vermagic", "version", "vms"],
         "files"
     );
-    ensure_eq!(names("knobs")?, ["observe", "verbose"], "knobs");
+    ensure_eq!(names("knobs")?, ["inject", "observe", "verbose"], "knobs");
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
-    for knob in ["knobs/observe", "knobs/verbose"] {
+    for knob in ["knobs/inject", "knobs/observe", "knobs/verbose"] {
         ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");
     }
     kvmate.unload()
