@@ -53,7 +53,7 @@ module! {
 
 /// The loaded module.
 struct Kvmate {
-    _device: Pin<KBox<control::Registration>>,
+    _device: control::Device,
     _tree: control::Tree,
     _state: control::State,
 }
@@ -65,7 +65,7 @@ impl kernel::Module for Kvmate {
             module_parameters::verbose.value(),
         )?;
         let tree = control::Tree::new(&state)?;
-        let device = control::Device::register()?;
+        let device = control::Device::register(&state)?;
         Ok(Self {
             _device: device,
             _tree: tree,

@@ -13,7 +13,7 @@
  *   EFAULT   the argument cannot be read or written
  *   EINVAL   a reserved field is not zero
  *
- * An open descriptor of /dev/kvmate, or of a file below /sys/kernel/debug/kvmate that is kvmate's
+ * An open descriptor of /dev/kvmate, of a binding, or of a file below /sys/kernel/debug/kvmate that is kvmate's
  * own, holds the module: rmmod then fails with EWOULDBLOCK. Running VMs do not hold it.
  *
  * The debugfs files and their errors are described in uapi/debugfs.md.
@@ -67,13 +67,14 @@ struct kvmate_info {
  *	afterwards: a binding keeps no VM, and no VM's file
  * @eventfd: an eventfd. Each time it is written to, or eventfd_signal() is called on it, one
  *	interrupt is delivered, whatever the number written; the number is taken out. What was
- *	written before it was bound is one interrupt
+ *	written before it was bound is one interrupt. With EFD_SEMAPHORE 1 is taken out each time
  * @resample_eventfd: with KVMATE_IRQFD_RESAMPLE an eventfd to which 1 is added at the guest's
  *	EOI, after the line has gone down; else -1
  * @gsi: the GSI, below 4096; with KVMATE_IRQFD_MSI zero. Its route is looked up at each interrupt,
  *	so that it may be made later; without a route the interrupt is counted as failed. A route
  *	to an MSI delivers that; one to pins of chips raises and lowers them (an edge), or with
- *	KVMATE_IRQFD_RESAMPLE only raises them
+ *	KVMATE_IRQFD_RESAMPLE only raises them, until the guest's EOI: it lowers them, before KVM
+ *	looks at them again. What is written while they are up coalesces
  * @msi_data: with KVMATE_IRQFD_MSI the MSI's data, else zero
  * @msi_address: with KVMATE_IRQFD_MSI the MSI's address, else zero. The VM must have a GSI that is
  *	routed to an MSI, any, when an interrupt is to be delivered: else it is counted as failed
@@ -99,10 +100,12 @@ struct kvmate_irqfd {
  *
  * Whoever has the VM's descriptor may bind to it: knobs/inject is not asked.
  *
- * Errors, in the order in which they are looked for; nothing is bound then:
+ * Errors; nothing is bound then:
  *   EFAULT		the argument cannot be read
  *   EINVAL		an unknown flag, both flags, a reserved field that is not zero, a field that
- *			the flags do not use and that is not zero (resample_eventfd: -1)
+ *			the flags do not use and that is not zero (resample_eventfd: -1), an
+ *			msi_address that no APIC listens at (0xfee00000 to 0xfeefffff; bits 8 to 31 of
+ *			a long APIC id from bit 40 on)
  *   ERANGE		gsi is 4096 or more (no VM has such a GSI)
  *   EBADF		vm_fd, eventfd or resample_eventfd is not an open descriptor
  *   EBADFD		vm_fd is not a VM's

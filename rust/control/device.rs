@@ -1,33 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `/dev/kvmate`: the ioctls of `uapi/kvmate.h`.
 
+use super::State;
 use crate::{
+    poke::{self, Poke},
     pure::text,
     see::Watch,
-    wrap::{capability, uabi},
+    wrap::{
+        capability,
+        slot::{Filled, Slot},
+        uabi,
+    },
 };
 use kernel::{
     fs::File,
     miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
     prelude::*,
+    sync::Arc,
     uaccess::{UserPtr, UserSlice},
 };
 
-/// The registered device. The node is 0600, and an open descriptor holds the module.
-pub(crate) struct Device;
+/// What ioctls work on.
+struct Target {
+    watch: Arc<Watch>,
+    poke: Arc<Poke>,
+}
 
-/// What an open descriptor is: nothing to keep yet.
-pub(crate) struct Session;
+/// For [`Session::open`], which is given nothing of ours.
+static TARGET: Slot<Target> = Slot::new();
 
-/// The registration that [`Device::register`] gives.
-pub(crate) type Registration = MiscDeviceRegistration<Session>;
+/// The registered device. The node is 0600, and an open descriptor holds the module. The fields' order
+/// is that of the end.
+pub(crate) struct Device {
+    _registration: Pin<KBox<MiscDeviceRegistration<Session>>>,
+    _target: Filled<Target>,
+}
+
+/// What an open descriptor is.
+struct Session(Arc<Target>);
 
 impl Device {
     /// Make `/dev/kvmate`.
-    pub(crate) fn register() -> Result<Pin<KBox<Registration>>> {
+    pub(crate) fn register(state: &State) -> Result<Self> {
+        let target = Target {
+            watch: state.watch.clone(),
+            poke: state.poke.clone(),
+        };
+        let target = TARGET.fill(Arc::new(target, GFP_KERNEL)?);
         let options = MiscDeviceOptions { name: c"kvmate" };
-        KBox::pin_init(MiscDeviceRegistration::register(options), GFP_KERNEL)
-            .inspect_err(|error| pr_err!("no /dev/kvmate: {error:?}\n"))
+        let registration = KBox::pin_init(MiscDeviceRegistration::register(options), GFP_KERNEL)
+            .inspect_err(|error| pr_err!("no /dev/kvmate: {error:?}\n"))?;
+        Ok(Self {
+            _registration: registration,
+            _target: target,
+        })
     }
 }
 
@@ -39,22 +65,22 @@ impl MiscDevice for Session {
         if !capability::sys_admin() {
             return Err(EPERM);
         }
-        Ok(KBox::new(Self, GFP_KERNEL)?)
+        let target = TARGET.get().ok_or(ENODEV)?;
+        Ok(KBox::new(Self(target), GFP_KERNEL)?)
     }
 
-    fn ioctl(_session: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(Session(target): &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let argument = |size| UserSlice::new(UserPtr::from_addr(arg), size);
         match cmd {
-            uabi::GET_INFO => get_info(UserSlice::new(
-                UserPtr::from_addr(arg),
-                size_of::<uabi::Info>(),
-            )),
+            uabi::GET_INFO => get_info(target, argument(size_of::<uabi::Info>())),
+            uabi::BIND_IRQFD => bind_irqfd(target, argument(size_of::<uabi::Irqfd>())),
             _ => Err(ENOTTY),
         }
     }
 }
 
 /// `KVMATE_GET_INFO`
-fn get_info(argument: UserSlice) -> Result<isize> {
+fn get_info(target: &Target, argument: UserSlice) -> Result<isize> {
     let (mut reader, mut writer) = argument.reader_writer();
     let asked: uabi::Info = reader.read()?;
     if asked.flags != 0 || asked.reserved != 0 {
@@ -64,6 +90,9 @@ fn get_info(argument: UserSlice) -> Result<isize> {
     if Watch::possible() {
         features |= uabi::FEATURE_KVM | uabi::FEATURE_EXITS;
     }
+    if target.watch.shows_vms() {
+        features |= uabi::FEATURE_POKE;
+    }
     writer.write(&uabi::Info {
         flags: 0,
         reserved: 0,
@@ -72,4 +101,11 @@ fn get_info(argument: UserSlice) -> Result<isize> {
         release: text::fixed(uabi::release().to_bytes()),
     })?;
     Ok(0)
+}
+
+/// `KVMATE_BIND_IRQFD`
+fn bind_irqfd(target: &Target, argument: UserSlice) -> Result<isize> {
+    let asked: uabi::Irqfd = argument.reader().read()?;
+    let descriptor = poke::bind(&target.watch, &target.poke, &asked)?;
+    Ok(descriptor as isize)
 }

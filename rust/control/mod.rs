@@ -8,7 +8,7 @@ mod device;
 mod knobs;
 mod tree;
 
-pub(crate) use device::{Device, Registration};
+pub(crate) use device::Device;
 pub(crate) use tree::Tree;
 
 use crate::{

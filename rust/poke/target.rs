@@ -3,13 +3,18 @@
 //!
 //! It is a part of [`crate::see::Vm`], and is freed with it. See [`super`] for locks and ends.
 
-use super::inject::Told;
+use super::{binding::Binding, inject::Told};
 use crate::{
     pure::inject::GSIS,
     wrap::{gate::Gate, irq::Source},
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use kernel::{new_spinlock, prelude::*, sync::SpinLock};
+use kernel::{
+    list::List,
+    new_mutex, new_spinlock,
+    prelude::*,
+    sync::{Mutex, SpinLock},
+};
 
 const WORDS: usize = GSIS as usize / 64;
 
@@ -23,6 +28,9 @@ pub(crate) struct Target {
     held: [AtomicU64; WORDS],
     /// We go: no line is held up any more. Written behind the gate of tasks.
     gone: AtomicBool,
+    /// Those that are open, also when the VM has ended.
+    #[pin]
+    pub(super) bindings: Mutex<List<Binding, 0>>,
 }
 
 impl Target {
@@ -32,6 +40,7 @@ impl Target {
             told <- new_spinlock!(None),
             held: [const { AtomicU64::new(0) }; WORDS],
             gone: AtomicBool::new(false),
+            bindings <- new_mutex!(List::new()),
         })
     }
 

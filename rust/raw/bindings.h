@@ -3,6 +3,7 @@
  * What bindgen reads for the raw layer: public headers only. Which names it takes from them is
  * said in bindgen_parameters; what the kernel crate's own bindings have is taken from there.
  */
+#include <linux/anon_inodes.h>
 #include <linux/kvm_host.h>
 #include <asm/svm.h>
 #include <asm/vmx.h>
@@ -12,6 +13,7 @@
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
+const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
 /*
  * Where the hot path reads. struct vcpu_svm, which is private, begins with the vCPU and a pointer

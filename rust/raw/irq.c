@@ -89,6 +89,29 @@ out:
 	return error;
 }
 
+/* The GSI that is routed to a chip's pin; -1: none. */
+int kvmate_irq_gsi_of(struct kvm *kvm, unsigned int chip, unsigned int pin)
+{
+	int index, gsi;
+
+	if (chip >= KVM_NR_IRQCHIPS || pin >= KVM_IRQCHIP_NUM_PINS)
+		return -1;
+	index = srcu_read_lock(&kvm->irq_srcu);
+	gsi = routing(kvm)->chip[chip][pin];
+	srcu_read_unlock(&kvm->irq_srcu, index);
+	return gsi;
+}
+
+/* Whether PIC and IOAPIC are in the kernel. */
+bool kvmate_irq_full_chips(struct kvm *kvm)
+{
+#ifdef CONFIG_KVM_IOAPIC
+	return READ_ONCE(kvm->arch.irqchip_mode) == KVM_IRQCHIP_KERNEL;
+#else
+	return false;
+#endif
+}
+
 /* Whether an MSI may be addressed to an APIC id of more than eight bits. */
 bool kvmate_irq_long_ids(struct kvm *kvm)
 {

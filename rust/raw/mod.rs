@@ -19,7 +19,8 @@
 
 use kernel::{
     bindings::{
-        bool_, file, ftrace_regs, module, task_struct, tracepoint, u32_, u64_, workqueue_struct,
+        bool_, eventfd_ctx, file, file_operations, ftrace_regs, mm_struct, module, task_struct,
+        tracepoint, u32_, u64_, wait_queue_entry_t, wait_queue_func_t, workqueue_struct,
     },
     ffi,
 };

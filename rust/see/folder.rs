@@ -8,7 +8,7 @@ use super::{
     vm::{Vcpu, Vm},
 };
 use crate::{
-    poke::{Inject, InjectStatus},
+    poke::{Bindings, Inject, InjectStatus},
     wrap::debugfs::{Dir, File},
 };
 use kernel::{prelude::*, str::CString, sync::Arc};
@@ -21,7 +21,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 5],
+    _files: [File; 6],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -59,12 +59,14 @@ impl Folder {
         let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
+        let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
+                File::table(c"bindings", &dir, bindings)?,
                 File::table(c"inject_status", &dir, Arc::new(status, GFP_KERNEL)?)?,
             ],
             vcpus: KVec::new(),

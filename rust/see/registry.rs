@@ -189,25 +189,29 @@ impl Registry {
         self.walk();
     }
 
+    /// Know a VM whose file the caller holds, also without a vCPU. `EOPNOTSUPP`: VMs are not shown.
+    pub(super) fn adopt(self: &Arc<Self>, vm: LiveVm<'_>) -> Result<Arc<Vm>> {
+        let noted = {
+            let mut known = self.known.lock();
+            if !known.shown {
+                return Err(EOPNOTSUPP);
+            }
+            self.vm_of(&mut known, vm)?
+        };
+        let mut tree = self.tree.lock();
+        self.remove_folders(&mut tree);
+        self.make_folder(&tree, &noted);
+        Ok(noted)
+    }
+
     /// Find the VMs that are there already.
     fn walk(self: &Arc<Self>) {
         files::each_vm(|vm| {
-            let noted = {
-                let mut known = self.known.lock();
-                match known.shown {
-                    true => self.vm_of(&mut known, vm),
-                    false => return,
-                }
-            };
+            // Without memory: it is found again when it runs.
+            let _ = self.adopt(vm);
             vm.each_vcpu(|vcpu| {
-                // Without memory: it is found again when it runs.
                 let _ = self.found(vcpu, false);
             });
-            if let Ok(vm) = noted {
-                let mut tree = self.tree.lock();
-                self.remove_folders(&mut tree);
-                self.make_folder(&tree, &vm);
-            }
         });
         self.look_after();
     }
@@ -371,6 +375,7 @@ impl Registry {
 
     /// We go: free all that is left of VMs. None is known, no hook stands and no probe runs any more.
     pub(super) fn free_all(&self) {
+        self.poke.end();
         let queue = self.queue.lock().take();
         drop(queue);
         self.bury();

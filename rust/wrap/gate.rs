@@ -32,6 +32,14 @@ use kernel::{
 /// Interrupts are on, and stay so.
 pub(crate) struct InTask<'a>(LiveVm<'a>);
 
+impl InTask<'_> {
+    /// Whether the current task is in `KVM_RUN` of one of its vCPUs.
+    pub(crate) fn is_run_here(&self) -> bool {
+        // SAFETY: A live VM (type invariant of `LiveVm`), and interrupts are on.
+        unsafe { raw::kvmate_vm_is_run_here(self.0.as_ptr().as_ptr()) }
+    }
+}
+
 impl<'a> Deref for InTask<'a> {
     type Target = LiveVm<'a>;
 

@@ -7,7 +7,7 @@
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
-use super::{gate::InTask, kvm::LiveVm};
+use super::{acks::Pin, gate::InTask, kvm::LiveVm};
 use crate::{pure::inject::Msi, raw};
 use kernel::{error::to_result, prelude::*};
 
@@ -19,6 +19,8 @@ pub(crate) enum Source {
     Edge = 61,
     /// `inject`'s `gsi N high`.
     Held = 62,
+    /// Bindings with resample.
+    Resample = 63,
 }
 
 /// What became of an interrupt, by what KVM's chips answered.
@@ -77,6 +79,19 @@ impl LiveVm<'_> {
             )
         })?;
         Ok(Taken::by_apics(answer))
+    }
+
+    /// Whether PIC and IOAPIC are in the kernel.
+    pub(crate) fn has_pins(self) -> bool {
+        // SAFETY: A live VM (type invariant of `LiveVm`).
+        unsafe { raw::kvmate_irq_full_chips(self.as_ptr().as_ptr()) }
+    }
+
+    /// The GSI that is routed to a pin.
+    pub(crate) fn gsi_of(self, Pin { chip, pin }: Pin) -> Option<u32> {
+        // SAFETY: A live VM (type invariant of `LiveVm`).
+        let gsi = unsafe { raw::kvmate_irq_gsi_of(self.as_ptr().as_ptr(), chip, pin) };
+        u32::try_from(gsi).ok()
     }
 
     /// Whether MSIs may be addressed to APIC ids of more than eight bits.

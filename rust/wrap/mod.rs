@@ -4,11 +4,14 @@
 //! Each owns its object, states its invariants and is safe to use; none decides anything. `unsafe`
 //! stands here and in [`crate::raw`] only.
 
+pub(crate) mod acks;
+pub(crate) mod anon_file;
 pub(crate) mod by_vcpu;
 pub(crate) mod byte;
 pub(crate) mod capability;
 pub(crate) mod command;
 pub(crate) mod debugfs;
+pub(crate) mod eventfd;
 pub(crate) mod exit_source;
 pub(crate) mod files;
 pub(crate) mod gate;
@@ -20,6 +23,7 @@ pub(crate) mod life;
 pub(crate) mod names;
 pub(crate) mod percpu;
 pub(crate) mod probes;
+pub(crate) mod slot;
 pub(crate) mod sysfs;
 pub(crate) mod task_work;
 pub(crate) mod tsc;

@@ -5,13 +5,17 @@
 use crate::{
     ensure_eq,
     guest::irq::{msi, Chips, Guest, Running, Trigger},
+    module::DEVICE,
     seen, storm,
 };
 use anyhow::{ensure, Context, Result};
-use nix::errno::Errno;
+use kvmate_uapi::{kvmate_irqfd, KVMATE_BIND_IRQFD, KVMATE_IRQFD_MSI, KVMATE_IRQFD_RESAMPLE};
+use nix::{errno::Errno, libc};
 use std::{
-    fs::{self, OpenOptions},
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
     io::Write,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -80,6 +84,85 @@ impl Poked<'_> {
         let text = fs::read_to_string(self.file("inject_status")).context("inject_status")?;
         Ok(text.trim_end_matches('\n').to_owned())
     }
+}
+
+/// `/dev/kvmate`, open.
+pub struct Device(File);
+
+/// A binding's descriptor; dropping it ends the binding.
+pub struct Binding(
+    /// The descriptor.
+    pub OwnedFd,
+);
+
+/// What is asked of `KVMATE_BIND_IRQFD` for a GSI.
+pub fn gsi(vm: RawFd, eventfd: RawFd, gsi: u32) -> kvmate_irqfd {
+    kvmate_irqfd {
+        flags: 0,
+        vm_fd: vm,
+        eventfd,
+        resample_eventfd: -1,
+        gsi,
+        msi_data: 0,
+        msi_address: 0,
+        reserved: [0; 4],
+    }
+}
+
+/// The same for a GSI with resample.
+pub fn level(vm: RawFd, eventfd: RawFd, resample: RawFd, gsi: u32) -> kvmate_irqfd {
+    kvmate_irqfd {
+        flags: KVMATE_IRQFD_RESAMPLE,
+        resample_eventfd: resample,
+        ..self::gsi(vm, eventfd, gsi)
+    }
+}
+
+/// The same for an MSI.
+pub fn msi_at(vm: RawFd, eventfd: RawFd, (address, data): (u64, u32)) -> kvmate_irqfd {
+    kvmate_irqfd {
+        flags: KVMATE_IRQFD_MSI,
+        msi_address: address,
+        msi_data: data,
+        ..self::gsi(vm, eventfd, 0)
+    }
+}
+
+impl Device {
+    /// Open it.
+    pub fn open() -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(DEVICE);
+        Ok(Self(file.context(DEVICE)?))
+    }
+
+    /// `KVMATE_BIND_IRQFD`, at any address.
+    pub fn bind_at(&self, argument: *const kvmate_irqfd) -> nix::Result<Binding> {
+        // SAFETY: The kernel checks both.
+        let fd = unsafe { libc::ioctl(self.0.as_raw_fd(), KVMATE_BIND_IRQFD, argument) };
+        // SAFETY: A new descriptor of ours.
+        Errno::result(fd).map(|fd| Binding(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// `KVMATE_BIND_IRQFD`
+    pub fn bind(&self, asked: kvmate_irqfd) -> nix::Result<Binding> {
+        self.bind_at(&asked)
+    }
+}
+
+/// A line of a VM's table `bindings`, by the columns' names.
+pub fn bindings(vm: &str) -> Result<Vec<BTreeMap<String, String>>> {
+    let path = seen::vms().join(vm).join("bindings");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut lines = text.lines();
+    let columns: Vec<_> = lines.next().context("no header")?.split(' ').collect();
+    lines
+        .map(|line| {
+            let words: Vec<_> = line.split(' ').collect();
+            ensure_eq!(words.len(), columns.len(), "columns of {line:?}");
+            let pairs = columns.iter().zip(words);
+            Ok(pairs.map(|(c, w)| (c.to_string(), w.to_owned())).collect())
+        })
+        .collect()
 }
 
 /// Write to a file by one `write()`.
