@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] injects, [`storm`] has many VMs at once, [`delay`] makes races
-//! happen.
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`storm`] has many VMs at
+//! once, [`delay`] makes races happen.
 
 pub mod bench;
 pub mod delay;
@@ -17,3 +17,4 @@ pub mod storm;
 pub mod table;
 pub mod trace;
 pub mod tsc;
+pub mod way;

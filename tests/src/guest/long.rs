@@ -66,9 +66,11 @@ global_asm!(
     "3: lock incq (%r8,%rax,8)",
     "   popq    %rax",
     "   iretq",
-    "4: lock incq (%r8,%rax,8)",
+    "4: testb   $2, 25(%rsp)", // interrupts were disabled: QEMU's second one, see irq/inside.rs
+    "   jz      5f",
+    "   lock incq (%r8,%rax,8)",
     "   movl    $0, 0xb0(%r9)",
-    "   popq    %rax",
+    "5: popq    %rax",
     "   iretq",
     "kvmate_long_end:",
     options(att_syntax)

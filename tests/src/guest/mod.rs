@@ -6,6 +6,7 @@
 
 pub mod irq;
 pub mod long;
+pub mod qemu;
 pub mod real;
 pub mod steps;
 pub mod userfault;

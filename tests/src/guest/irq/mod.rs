@@ -81,6 +81,7 @@ pub struct Guest {
     vcpus: Vec<VcpuFd>,
     /// Its VM.
     pub vm: Vm,
+    name: String,
 }
 
 impl Guest {
@@ -105,7 +106,11 @@ impl Guest {
                 Ok(vcpu)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { vcpus, vm })
+        Ok(Self {
+            vcpus,
+            name: storm::name_of(&vm),
+            vm,
+        })
     }
 
     /// What it shares with the test.
@@ -181,6 +186,7 @@ impl Guest {
         unsafe { sigaction(Signal::SIGUSR1, &action) }?;
         let running = Running {
             vm: &self.vm,
+            name: &self.name,
             cpus: self.vcpus.len(),
         };
         let stop = Stop::default();
@@ -244,6 +250,8 @@ fn run(vcpu: &mut VcpuFd, stop: &Stop) -> Result<()> {
 pub struct Running<'a> {
     /// Its VM.
     pub vm: &'a Vm,
+    /// What KVM calls that.
+    pub name: &'a str,
     cpus: usize,
 }
 
