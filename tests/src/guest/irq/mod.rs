@@ -17,12 +17,13 @@ use super::Vm;
 use crate::{module::Stop, storm};
 use anyhow::{bail, ensure, Context, Result};
 use kvm_bindings::{
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, KvmIrqRouting, KVM_CAP_SPLIT_IRQCHIP,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_IRQ_ROUTING_MSI,
+    kvm_device_attr, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, KvmIrqRouting,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::{
+    errno::Errno,
     libc,
     sys::{
         pthread::{pthread_kill, pthread_self},
@@ -39,6 +40,14 @@ use std::{
     thread,
     time::Duration,
 };
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+mod numbers {
+    #![allow(missing_docs)] // the macro's function takes no comment
+    use kvm_bindings::{kvm_device_attr, KVMIO};
+    vmm_sys_util::ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+}
+use numbers::KVM_SET_DEVICE_ATTR;
 
 /// Interrupts by vCPU and vector, without those that are 0 and without [`FENCE`].
 pub type Counts = BTreeMap<(usize, u8), u64>;
@@ -121,6 +130,23 @@ impl Guest {
     /// A vCPU, while it does not run.
     pub fn vcpu(&self, cpu: usize) -> &VcpuFd {
         &self.vcpus[cpu]
+    }
+
+    /// Let the vCPUs' time-stamp counters be the host's.
+    pub fn share_clock(&self) -> Result<()> {
+        let offset = 0u64;
+        let attribute = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: KVM_VCPU_TSC_OFFSET.into(),
+            addr: (&raw const offset).addr() as u64,
+            ..Default::default()
+        };
+        self.vcpus.iter().try_for_each(|vcpu| {
+            // SAFETY: The argument is what the number wants, and what it points to is there.
+            let set = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) };
+            ensure!(set == 0, "KVM_VCPU_TSC_OFFSET: {}", Errno::last());
+            Ok(())
+        })
     }
 
     /// Before it runs: let the IOAPIC give this pin's interrupts to a vCPU.
