@@ -138,7 +138,7 @@ impl Way {
             Self::Kvm => Ok(running.vm.fd.set_irq_line(gsi, up)?),
             Self::Kvmate => {
                 let level = if up { "high" } else { "low" };
-                inject(&running.name, &format!("gsi {gsi} {level}"))
+                inject(running.name, &format!("gsi {gsi} {level}"))
             }
         }
     }
@@ -149,7 +149,7 @@ impl Way {
             Self::Kvm => [true, false]
                 .into_iter()
                 .try_for_each(|up| self.line(running, gsi, up)),
-            Self::Kvmate => inject(&running.name, &format!("gsi {gsi}")),
+            Self::Kvmate => inject(running.name, &format!("gsi {gsi}")),
         }
     }
 
@@ -157,7 +157,7 @@ impl Way {
     pub fn msi(self, running: &Running, (address, data): (u64, u32)) -> Result<()> {
         match self {
             Self::Kvm => running.signal((address, data)),
-            Self::Kvmate => inject(&running.name, &format!("msi {address:#x} {data:#x}")),
+            Self::Kvmate => inject(running.name, &format!("msi {address:#x} {data:#x}")),
         }
     }
 
@@ -165,7 +165,7 @@ impl Way {
     pub fn nmi(self, running: &Running, cpu: usize) -> Result<()> {
         match self {
             Self::Kvm => running.signal(irq::nmi(cpu)),
-            Self::Kvmate => inject(&running.name, &format!("nmi {cpu}")),
+            Self::Kvmate => inject(running.name, &format!("nmi {cpu}")),
         }
     }
 

@@ -104,6 +104,8 @@ fn one_by_one(
         if number == count / 2 {
             running.spin()?;
         }
+        let taken = running.count(cpu, vector) - before;
+        ensure_eq!(taken, number - 1, "interrupts so far");
         give()?;
         running.until(cpu, vector, before + number)?;
     }

@@ -44,7 +44,7 @@ pub fn pic_on(machine: &Machine) {
         }
     }
     // The cascade's input is on if one behind it is.
-    outb(0x21, !(on_low | u8::from(on_high != 0) << 2));
+    outb(0x21, !(on_low | (u8::from(on_high != 0) << 2)));
     outb(0xa1, !on_high);
 }
 

@@ -46,7 +46,7 @@ impl Tables<'_> {
         const PRESENT_WRITABLE: u64 = 0b11;
         let mut table = TABLES;
         for level in (0..4).rev() {
-            let entry = table + 8 * (address >> (12 + 9 * level) & 0x1ff) as usize;
+            let entry = table + 8 * ((address >> (12 + 9 * level)) & 0x1ff) as usize;
             if level == 0 {
                 let value = physical | flags | PRESENT_WRITABLE;
                 self.memory.write(entry, &value.to_le_bytes());

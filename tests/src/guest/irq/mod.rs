@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A guest in Rust with an IDT and its LAPIC, PIC and IOAPIC in use, that counts its interrupts.
 //!
-//! It is this very program ([`load`]), begun at a function of its own ([`inside`]). It counts each
+//! It is this very program (`load`), begun at a function of its own (`inside`). It counts each
 //! interrupt by vCPU and vector in memory that the test reads ([`shared`]), and ends it (EOI) where it
-//! came from ([`chips`]). It halts, spins or holds (takes no interrupt) as the test says. An exception
+//! came from (`chips`). It halts, spins or holds (takes no interrupt) as the test says. An exception
 //! ends the test.
 //!
 //! The vCPUs run on threads of their own while the test goes on ([`Guest::run`]).
@@ -76,7 +76,7 @@ fn machine(vm: &Vm) -> &Machine {
 
 /// The MSI that gives a vCPU an interrupt: address and data.
 pub fn msi(cpu: usize, vector: u8) -> (u64, u32) {
-    (0xfee0_0000 | (cpu as u64) << 12, vector.into())
+    (0xfee0_0000 | ((cpu as u64) << 12), vector.into())
 }
 
 /// The MSI that gives a vCPU an NMI.
@@ -152,7 +152,7 @@ impl Guest {
     /// Before it runs: let the IOAPIC give this pin's interrupts to a vCPU.
     pub fn ioapic(&self, pin: usize, trigger: Trigger, cpu: usize, vector: u8) {
         let level = u64::from(trigger == Trigger::Level) << 15;
-        let entry = (cpu as u64) << 56 | level | u64::from(vector);
+        let entry = ((cpu as u64) << 56) | level | u64::from(vector);
         self.machine().pins[pin].store(entry, Relaxed);
     }
 
