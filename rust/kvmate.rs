@@ -7,7 +7,8 @@
 //! - [`wrap`]: one kernel object a file; owns it, states its invariants, is safe to use, decides
 //!   nothing. All `unsafe` ends here.
 //! - The product, without `unsafe`: [`control`] (the debugfs tree, knobs, `/dev/kvmate`), [`see`]
-//!   (what guests make KVM do) and [`hold`] (memory files for guests).
+//!   (what guests make KVM do), [`poke`] (interrupts into guests) and [`hold`] (memory files for
+//!   guests).
 //! - [`pure`]: what follows from values alone; it also builds and is tested in user space.
 //!
 //! # Life
@@ -16,7 +17,7 @@
 //! (device, files), so that no call can come; then the watch over kvm with its probes and hooks,
 //! after which nothing of ours runs in KVM; then what they wrote to, with the VMs' folders; then the
 //! folder that all stood in. A memory file holds the module, so none is there then. The locks are told
-//! in [`see`] and [`hold`]; a knob's own file mutex (VFS) is outside
+//! in [`see`], [`poke`] and [`hold`]; a knob's own file mutex (VFS) is outside
 //! of all of them.
 
 use kernel::prelude::*;
@@ -25,6 +26,8 @@ use kernel::prelude::*;
 mod control;
 #[forbid(unsafe_code)]
 mod hold;
+#[forbid(unsafe_code)]
+mod poke;
 // `pub` there is for the user-space crate.
 #[allow(unreachable_pub)]
 #[forbid(unsafe_code)]
@@ -54,7 +57,7 @@ module! {
 
 /// The loaded module.
 struct Kvmate {
-    _device: Pin<KBox<control::Registration>>,
+    _device: control::Device,
     _tree: control::Tree,
     _state: control::State,
 }
@@ -66,7 +69,7 @@ impl kernel::Module for Kvmate {
             module_parameters::verbose.value(),
         )?;
         let tree = control::Tree::new(&state)?;
-        let device = control::Device::register()?;
+        let device = control::Device::register(&state)?;
         Ok(Self {
             _device: device,
             _tree: tree,

@@ -13,7 +13,7 @@
  *   EFAULT   the argument cannot be read or written
  *   EINVAL   a reserved field is not zero
  *
- * An open descriptor of /dev/kvmate, or of a file below /sys/kernel/debug/kvmate that is kvmate's
+ * An open descriptor of /dev/kvmate, of a binding, or of a file below /sys/kernel/debug/kvmate that is kvmate's
  * own, holds the module: rmmod then fails with EWOULDBLOCK. Running VMs do not hold it.
  *
  * The debugfs files and their errors are described in uapi/debugfs.md.
@@ -31,6 +31,7 @@
 /* Features in kvmate_info: what this module, on this kernel, can do now. */
 #define KVMATE_FEATURE_KVM	(1ULL << 0)	/* kvm was there when kvmate was loaded */
 #define KVMATE_FEATURE_EXITS	(1ULL << 1)	/* VM exits can be counted */
+#define KVMATE_FEATURE_POKE	(1ULL << 2)	/* VMs can be bound to and injected into */
 
 /**
  * struct kvmate_info - what is loaded
@@ -120,5 +121,71 @@ struct kvmate_gmem {
  * (gmem/INO/info in debugfs).
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
+
+/* Flags of kvmate_irqfd. */
+#define KVMATE_IRQFD_MSI	(1U << 0)	/* an MSI, not a GSI */
+#define KVMATE_IRQFD_RESAMPLE	(1U << 1)	/* level: up until the guest's EOI */
+
+/**
+ * struct kvmate_irqfd - an eventfd, and the interrupt that a write to it is to be
+ * @flags: KVMATE_IRQFD_*; not both
+ * @vm_fd: a descriptor of the VM's file that KVM_CREATE_VM gave, whoever made it
+ *	(pidfd_getfd(2) takes it from a running VMM; a vCPU's does not do). It may be closed
+ *	afterwards: a binding keeps no VM, and no VM's file
+ * @eventfd: an eventfd. Each time it is written to, or eventfd_signal() is called on it, one
+ *	interrupt is delivered, whatever the number written; the number is taken out. What was
+ *	written before it was bound is one interrupt. With EFD_SEMAPHORE 1 is taken out each time
+ * @resample_eventfd: with KVMATE_IRQFD_RESAMPLE an eventfd to which 1 is added at the guest's
+ *	EOI, after the line has gone down; else -1
+ * @gsi: the GSI, below 4096; with KVMATE_IRQFD_MSI zero. Its route is looked up at each interrupt,
+ *	so that it may be made later; without a route the interrupt is counted as failed. A route
+ *	to an MSI delivers that; one to pins of chips raises and lowers them (an edge), or with
+ *	KVMATE_IRQFD_RESAMPLE only raises them, until the guest's EOI: it lowers them, before KVM
+ *	looks at them again. What is written while they are up coalesces
+ * @msi_data: with KVMATE_IRQFD_MSI the MSI's data, else zero
+ * @msi_address: with KVMATE_IRQFD_MSI the MSI's address, else zero. The VM must have a GSI that is
+ *	routed to an MSI, any, when an interrupt is to be delivered: else it is counted as failed
+ * @reserved: zero
+ */
+struct kvmate_irqfd {
+	__u32 flags;
+	__s32 vm_fd;
+	__s32 eventfd;
+	__s32 resample_eventfd;
+	__u32 gsi;
+	__u32 msi_data;
+	__u64 msi_address;
+	__u64 reserved[4];
+};
+
+/*
+ * Bind an eventfd to an interrupt of a VM. Returns the binding: a descriptor (O_CLOEXEC) that can
+ * only be passed on and closed. After its last close() has returned nothing is delivered any more,
+ * the eventfd is free, and a line that the binding held up is down. A binding outlives its VM and
+ * the last descriptor of its eventfd; it then does nothing. While one is open it holds the module.
+ * vms/<id>/bindings in debugfs tells what each did.
+ *
+ * Whoever has the VM's descriptor may bind to it: knobs/inject is not asked.
+ *
+ * Errors; nothing is bound then:
+ *   EFAULT		the argument cannot be read
+ *   EINVAL		an unknown flag, both flags, a reserved field that is not zero, a field that
+ *			the flags do not use and that is not zero (resample_eventfd: -1), an
+ *			msi_address that no APIC listens at (0xfee00000 to 0xfeefffff; bits 8 to 31 of
+ *			a long APIC id from bit 40 on)
+ *   ERANGE		gsi is 4096 or more (no VM has such a GSI)
+ *   EBADF		vm_fd, eventfd or resample_eventfd is not an open descriptor
+ *   EBADFD		vm_fd is not a VM's
+ *   EPROTOTYPE		eventfd or resample_eventfd is not an eventfd
+ *   EOPNOTSUPP		VMs cannot be looked into: without KVMATE_FEATURE_POKE; debugfs' "layouts" and
+ *			the kernel's log tell why
+ *   ENODEV		the VM is dead (KVM has given it up)
+ *   ENXIO		KVMATE_IRQFD_RESAMPLE, and the VM has no PIC and IOAPIC in the kernel
+ *			(KVM_CAP_SPLIT_IRQCHIP, or no KVM_CREATE_IRQCHIP yet)
+ *   EBUSY		another one has the eventfd: KVM_IRQFD, or a binding
+ *   EMFILE, ENFILE	too many open files
+ *   ENOMEM		short of memory
+ */
+#define KVMATE_BIND_IRQFD	_IOWR(KVMATE_IOCTL_TYPE, 0x20, struct kvmate_irqfd)
 
 #endif /* _UAPI_KVMATE_H */

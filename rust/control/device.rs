@@ -1,34 +1,63 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `/dev/kvmate`: the ioctls of `uapi/kvmate.h`.
 
+use super::State;
 use crate::{
     hold::{Gmem, Wish},
+    poke::{self, Poke},
     pure::text,
     see::Watch,
-    wrap::{capability, folio::Node, uabi},
+    wrap::{
+        capability,
+        folio::Node,
+        slot::{Filled, Slot},
+        uabi,
+    },
 };
 use kernel::{
     fs::File,
     miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration},
     prelude::*,
+    sync::Arc,
     uaccess::{UserPtr, UserSlice},
 };
 
-/// The registered device. The node is 0600, and an open descriptor holds the module.
-pub(crate) struct Device;
+/// What ioctls work on.
+struct Target {
+    watch: Arc<Watch>,
+    poke: Arc<Poke>,
+    gmem: Arc<Gmem>,
+}
 
-/// What an open descriptor is: nothing to keep yet.
-pub(crate) struct Session;
+/// For [`Session::open`], which is given nothing of ours.
+static TARGET: Slot<Target> = Slot::new();
 
-/// The registration that [`Device::register`] gives.
-pub(crate) type Registration = MiscDeviceRegistration<Session>;
+/// The registered device. The node is 0600, and an open descriptor holds the module. The fields' order
+/// is that of the end.
+pub(crate) struct Device {
+    _registration: Pin<KBox<MiscDeviceRegistration<Session>>>,
+    _target: Filled<Target>,
+}
+
+/// What an open descriptor is.
+struct Session(Arc<Target>);
 
 impl Device {
     /// Make `/dev/kvmate`.
-    pub(crate) fn register() -> Result<Pin<KBox<Registration>>> {
+    pub(crate) fn register(state: &State) -> Result<Self> {
+        let target = Target {
+            watch: state.watch.clone(),
+            poke: state.poke.clone(),
+            gmem: state.gmem.clone(),
+        };
+        let target = TARGET.fill(Arc::new(target, GFP_KERNEL)?);
         let options = MiscDeviceOptions { name: c"kvmate" };
-        KBox::pin_init(MiscDeviceRegistration::register(options), GFP_KERNEL)
-            .inspect_err(|error| pr_err!("no /dev/kvmate: {error:?}\n"))
+        let registration = KBox::pin_init(MiscDeviceRegistration::register(options), GFP_KERNEL)
+            .inspect_err(|error| pr_err!("no /dev/kvmate: {error:?}\n"))?;
+        Ok(Self {
+            _registration: registration,
+            _target: target,
+        })
     }
 }
 
@@ -40,26 +69,23 @@ impl MiscDevice for Session {
         if !capability::sys_admin() {
             return Err(EPERM);
         }
-        Ok(KBox::new(Self, GFP_KERNEL)?)
+        let target = TARGET.get().ok_or(ENODEV)?;
+        Ok(KBox::new(Self(target), GFP_KERNEL)?)
     }
 
-    fn ioctl(_session: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(Session(target): &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let argument = |size| UserSlice::new(UserPtr::from_addr(arg), size);
         match cmd {
-            uabi::GET_INFO => get_info(UserSlice::new(
-                UserPtr::from_addr(arg),
-                size_of::<uabi::Info>(),
-            )),
-            uabi::GMEM_CREATE => gmem_create(UserSlice::new(
-                UserPtr::from_addr(arg),
-                size_of::<uabi::Gmem>(),
-            )),
+            uabi::GET_INFO => get_info(target, argument(size_of::<uabi::Info>())),
+            uabi::GMEM_CREATE => gmem_create(target, argument(size_of::<uabi::Gmem>())),
+            uabi::BIND_IRQFD => bind_irqfd(target, argument(size_of::<uabi::Irqfd>())),
             _ => Err(ENOTTY),
         }
     }
 }
 
 /// `KVMATE_GET_INFO`
-fn get_info(argument: UserSlice) -> Result<isize> {
+fn get_info(target: &Target, argument: UserSlice) -> Result<isize> {
     let (mut reader, mut writer) = argument.reader_writer();
     let asked: uabi::Info = reader.read()?;
     if asked.flags != 0 || asked.reserved != 0 {
@@ -68,6 +94,9 @@ fn get_info(argument: UserSlice) -> Result<isize> {
     let mut features = 0;
     if Watch::possible() {
         features |= uabi::FEATURE_KVM | uabi::FEATURE_EXITS;
+    }
+    if target.watch.shows_vms() {
+        features |= uabi::FEATURE_POKE;
     }
     writer.write(&uabi::Info {
         flags: 0,
@@ -80,7 +109,7 @@ fn get_info(argument: UserSlice) -> Result<isize> {
 }
 
 /// `KVMATE_GMEM_CREATE`
-fn gmem_create(argument: UserSlice) -> Result<isize> {
+fn gmem_create(target: &Target, argument: UserSlice) -> Result<isize> {
     let asked: uabi::Gmem = argument.reader().read()?;
     if asked.reserved != [0; 2] || asked.flags & !(uabi::GMEM_SMALL | uabi::GMEM_NODE) != 0 {
         return Err(EINVAL);
@@ -90,10 +119,17 @@ fn gmem_create(argument: UserSlice) -> Result<isize> {
         (false, 0) => Node::Any,
         (false, _) => return Err(EINVAL),
     };
-    Gmem::get().ok_or(ENODEV)?.create(&Wish {
+    target.gmem.create(&Wish {
         size: asked.size,
         small: asked.flags & uabi::GMEM_SMALL != 0,
         node,
         name: CStr::from_bytes_until_nul(&asked.name).map_err(|_| EINVAL)?,
     })
+}
+
+/// `KVMATE_BIND_IRQFD`
+fn bind_irqfd(target: &Target, argument: UserSlice) -> Result<isize> {
+    let asked: uabi::Irqfd = argument.reader().read()?;
+    let descriptor = poke::bind(&target.watch, &target.poke, &asked)?;
+    Ok(descriptor as isize)
 }

@@ -7,6 +7,7 @@
 
 use crate::{
     hold::{self, Gmem},
+    poke::Poke,
     pure::range::Range,
     see::Watch,
     wrap::{byte::SharedByte, debugfs::Number},
@@ -15,6 +16,9 @@ use kernel::{prelude::*, sync::Arc};
 
 /// `observe`: whether VM exits are recorded.
 pub(super) const OBSERVE: Range = Range::SWITCH;
+
+/// `inject`: whether interrupts are injected from debugfs.
+const INJECT: Range = Range::SWITCH;
 
 /// `verbose`, and who asks it: whether changes are told in the log.
 #[derive(Clone)]
@@ -78,6 +82,28 @@ impl Number for GmemOrder {
         }
         let before = self.gmem.set_order(value);
         self.log.change("gmem_order", before, value);
+        Ok(())
+    }
+}
+
+/// The knob `inject`.
+pub(super) struct Inject {
+    pub(super) log: Log,
+    pub(super) poke: Arc<Poke>,
+}
+
+impl Number for Inject {
+    fn get(&self) -> u64 {
+        self.poke.allowed().into()
+    }
+
+    /// `EINVAL`: neither 0 nor 1.
+    fn set(&self, value: u64) -> Result {
+        if !INJECT.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.poke.allow(value == 1);
+        self.log.change("inject", before.into(), value);
         Ok(())
     }
 }

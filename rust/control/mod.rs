@@ -8,11 +8,12 @@ mod device;
 mod knobs;
 mod tree;
 
-pub(crate) use device::{Device, Registration};
+pub(crate) use device::Device;
 pub(crate) use tree::Tree;
 
 use crate::{
-    hold::{Gmem, Offer},
+    hold::Gmem,
+    poke::Poke,
     see::{Ended, Layouts, Watch, Watching},
     wrap::{byte::SharedByte, debugfs::Dir},
 };
@@ -27,8 +28,8 @@ pub(crate) struct State {
     watch: Arc<Watch>,
     ended: Arc<Ended>,
     layouts: Arc<Layouts>,
-    _offer: Offer,
     gmem: Arc<Gmem>,
+    poke: Arc<Poke>,
     root: Dir,
 }
 
@@ -46,7 +47,14 @@ impl State {
         let (ended, layouts) = (Ended::new()?, Layouts::new()?);
         let gmem = Gmem::new(Dir::new(c"gmem", Some(&root))?)?;
         let vms = Dir::new(c"vms", Some(&root))?;
-        let watch = Watch::new(vms, ended.clone(), layouts.clone(), observe == 1)?;
+        let poke = Poke::new()?;
+        let watch = Watch::new(
+            vms,
+            ended.clone(),
+            layouts.clone(),
+            poke.clone(),
+            observe == 1,
+        )?;
         let watching = Watch::begin(&watch)?;
         Ok(Self {
             log,
@@ -54,8 +62,8 @@ impl State {
             watch,
             ended,
             layouts,
-            _offer: gmem.offer()?,
             gmem,
+            poke,
             root,
         })
     }

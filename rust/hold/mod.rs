@@ -45,7 +45,6 @@ use crate::{
         debugfs::Dir,
         folio::{Node, PMD_ORDER},
         memory_file::{self, Creation},
-        slot::{Filled, Slot},
     },
 };
 use file::File;
@@ -76,12 +75,6 @@ pub(crate) struct Wish<'a> {
     pub(crate) name: &'a CStr,
 }
 
-/// Where `/dev/kvmate` finds it.
-static GMEM: Slot<Gmem> = Slot::new();
-
-/// While this is there files can be made.
-pub(crate) struct Offer(#[expect(dead_code)] Filled<Gmem>);
-
 /// What all files share.
 pub(crate) struct Gmem {
     /// The largest order for new folios.
@@ -100,16 +93,6 @@ impl Gmem {
             dir,
         };
         Ok(Arc::new(gmem, GFP_KERNEL)?)
-    }
-
-    /// Let `/dev/kvmate` make files.
-    pub(crate) fn offer(self: &Arc<Self>) -> Result<Offer> {
-        Ok(Offer(GMEM.fill(self.clone())?))
-    }
-
-    /// The one on offer.
-    pub(crate) fn get() -> Option<Arc<Self>> {
-        GMEM.get()
     }
 
     /// Make a file and give the current task a descriptor of it.

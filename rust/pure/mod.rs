@@ -9,6 +9,7 @@ pub mod build_id;
 pub mod cycles;
 pub mod exits;
 pub mod hole;
+pub mod inject;
 pub mod layout;
 pub mod log_linear;
 pub mod range;

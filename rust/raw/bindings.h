@@ -3,6 +3,7 @@
  * What bindgen reads for the raw layer: public headers only. Which names it takes from them is
  * said in bindgen_parameters; what the kernel crate's own bindings have is taken from there.
  */
+#include <linux/anon_inodes.h>
 #include <linux/kvm_host.h>
 #include <linux/falloc.h>
 #include <asm/svm.h>
@@ -15,6 +16,7 @@
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
 const unsigned int KVMATE_CONST_KVMATE_GMEM_CREATE = KVMATE_GMEM_CREATE;
+const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
 /*
  * For a file's pages: one that is looked for hard, and a large folio that one can do without.

@@ -83,6 +83,35 @@ int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN])
 	return number;
 }
 
+/* The VMM's memory, to compare with. */
+struct mm_struct *kvmate_vm_mm(struct kvm *kvm)
+{
+	return kvm->mm;
+}
+
+/*
+ * Whether the current task is in KVM_RUN of one of the VM's vCPUs. A task that runs several vCPUs by
+ * turns is the last that ran each, but wants to run one only. Whoever runs one sets vcpu->pid before
+ * it says that it wants to, so the order of looking makes another's run not ours.
+ */
+bool kvmate_vm_is_run_here(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	bool ours;
+
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (!READ_ONCE(vcpu->wants_to_run))
+			continue;
+		read_lock(&vcpu->pid_lock);
+		ours = vcpu->pid == task_pid(current);
+		read_unlock(&vcpu->pid_lock);
+		if (ours)
+			return true;
+	}
+	return false;
+}
+
 /* The vCPU with the number that user space gave it. */
 struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number)
 {
@@ -110,6 +139,14 @@ static bool of_kvm(struct file *file)
 	if (!owner)
 		return IS_BUILTIN(CONFIG_KVM_AMD) || IS_BUILTIN(CONFIG_KVM_INTEL);
 	return !strcmp(owner->name, "kvm_amd") || !strcmp(owner->name, "kvm_intel");
+}
+
+/* The VM behind a VM's own file, which keeps it; NULL for any other file, also a vCPU's. */
+struct kvm *kvmate_vm_file_vm(struct file *file)
+{
+	if (!of_kvm(file) || strcmp(file->f_path.dentry->d_name.name, "kvm-vm"))
+		return NULL;
+	return file->private_data;
 }
 
 /* The VM behind a VM's or a vCPU's file, which keeps it; NULL for any other file. */

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What this build takes KVM's structures to look like: one line for each member that kvmate uses
- * (in kvm.c, the inlines it calls, and rust/wrap/exit_source.rs).
+ * (in kvm.c, irq.c, the inlines they call, and rust/wrap/exit_source.rs).
  * Members come before the whole, so that a difference is told by the first member it moves.
  */
 #include <linux/kernel.h>
 #include <linux/kvm_host.h>
+#include <linux/kvm_irqfd.h>
 #include "build_ids.h"
 #include "layout.h"
 
@@ -13,11 +14,18 @@
 #define WHOLE(s) { #s, "", 0, sizeof(struct s) }
 
 static const struct kvmate_layout kvm[] = {
+	MEMBER(kvm, mm),
 	MEMBER(kvm, vcpu_array),
 	MEMBER(kvm, online_vcpus),
+	MEMBER(kvm, irqfds.lock),
+	MEMBER(kvm, irqfds.items),
 	MEMBER(kvm, arch),
 	MEMBER(kvm, arch.vm_type),
+	MEMBER(kvm, arch.irqchip_mode),
+	MEMBER(kvm, arch.x2apic_format),
+	MEMBER(kvm, irq_routing),
 	MEMBER(kvm, debugfs_dentry),
+	MEMBER(kvm, irq_srcu),
 	MEMBER(kvm, vm_bugged),
 	MEMBER(kvm, vm_dead),
 	MEMBER(kvm, stats_id),
@@ -36,6 +44,25 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_vcpu, stat),
 	MEMBER(kvm_vcpu, stat.generic.blocking),
 	WHOLE(kvm_vcpu),
+	MEMBER(kvm_irq_routing_table, chip),
+	MEMBER(kvm_irq_routing_table, nr_rt_entries),
+	WHOLE(kvm_irq_routing_table),
+	MEMBER(kvm_kernel_irq_routing_entry, gsi),
+	MEMBER(kvm_kernel_irq_routing_entry, type),
+	MEMBER(kvm_kernel_irq_routing_entry, set),
+	MEMBER(kvm_kernel_irq_routing_entry, irqchip.irqchip),
+	MEMBER(kvm_kernel_irq_routing_entry, irqchip.pin),
+	MEMBER(kvm_kernel_irq_routing_entry, msi.address_lo),
+	MEMBER(kvm_kernel_irq_routing_entry, msi.address_hi),
+	MEMBER(kvm_kernel_irq_routing_entry, msi.data),
+	MEMBER(kvm_kernel_irq_routing_entry, msi.flags),
+	MEMBER(kvm_kernel_irq_routing_entry, msi.devid),
+	MEMBER(kvm_kernel_irq_routing_entry, link),
+	WHOLE(kvm_kernel_irq_routing_entry),
+	MEMBER(kvm_kernel_irqfd, gsi),
+	MEMBER(kvm_kernel_irqfd, resampler),
+	MEMBER(kvm_kernel_irqfd, eventfd),
+	MEMBER(kvm_kernel_irqfd, list),
 };
 
 /* Its header is private to KVM. What is used of it is where it begins, so it is said here. */

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /* C that Rust cannot say: inlines and macros. No logic. KVM's structures are in kvm.c. */
 #include <linux/cpumask.h>
+#include <linux/eventfd.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
+#include <linux/poll.h>
 #include <linux/sched/task.h>
 #include <linux/workqueue.h>
 #include <asm/hypervisor.h>
@@ -109,6 +111,39 @@ unsigned int kvmate_next_possible_cpu(unsigned int from)
 struct workqueue_struct *kvmate_workqueue(const char *name)
 {
 	return alloc_workqueue("%s", WQ_UNBOUND, 0, name);
+}
+
+struct kvmate_wait {
+	poll_table table;
+	wait_queue_entry_t *entry;
+	wait_queue_head_t *head;
+	int error;
+};
+
+static void add_to_queue(struct file *file, wait_queue_head_t *head, poll_table *table)
+{
+	struct kvmate_wait *wait = container_of(table, struct kvmate_wait, table);
+
+	wait->head = head;
+	wait->error = add_wait_queue_priority_exclusive(head, wait->entry);
+}
+
+int kvmate_eventfd_wait(struct file *file, struct eventfd_ctx *context, wait_queue_entry_t *entry,
+			wait_queue_func_t wake, bool *ready)
+{
+	struct kvmate_wait wait = { .entry = entry, .error = -EINVAL };
+	u64 count;
+
+	init_waitqueue_func_entry(entry, wake);
+	init_poll_funcptr(&wait.table, add_to_queue);
+	vfs_poll(file, &wait.table);
+	if (wait.error)
+		return wait.error;
+	spin_lock_irq(&wait.head->lock);
+	eventfd_ctx_do_read(context, &count);
+	spin_unlock_irq(&wait.head->lock);
+	*ready = count > 0;
+	return 0;
 }
 
 bool kvmate_on_hyperv(void)

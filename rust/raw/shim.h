@@ -3,10 +3,12 @@
 #ifndef _KVMATE_SHIM_H
 #define _KVMATE_SHIM_H
 
+#include <linux/eventfd.h>
 #include <linux/ftrace.h>
 #include <linux/module.h>
 #include <linux/tracepoint.h>
 #include <linux/types.h>
+#include <linux/wait.h>
 
 struct kvm;
 struct kvm_vcpu;
@@ -19,6 +21,8 @@ typedef void (*kvmate_kvm_exit_probe)(void *data, struct kvm_vcpu *vcpu,
 				      unsigned int isa);
 typedef void (*kvmate_kvm_entry_probe)(void *data, struct kvm_vcpu *vcpu,
 				       bool force_immediate_exit);
+typedef void (*kvmate_kvm_ack_irq_probe)(void *data, unsigned int irqchip,
+					 unsigned int pin);
 
 /* Tracepoints by name: of a module, of the kernel proper. NULL if there is none. */
 struct tracepoint *kvmate_module_tracepoint(struct module *mod, const char *name);
@@ -38,6 +42,13 @@ unsigned int kvmate_next_possible_cpu(unsigned int from);
 
 struct workqueue_struct *kvmate_workqueue(const char *name);
 bool kvmate_on_hyperv(void);
+
+/*
+ * Make "wake" the only priority waiter of an eventfd, whose file and context those are, and take out
+ * what is in it: if there was something, "ready" is set. -EBUSY: it has one.
+ */
+int kvmate_eventfd_wait(struct file *file, struct eventfd_ctx *context, wait_queue_entry_t *entry,
+			wait_queue_func_t wake, bool *ready);
 
 /* The task with the number "from" or the next one, and its number; a reference. NULL at the end. */
 struct task_struct *kvmate_next_task(int *from);
@@ -73,6 +84,16 @@ bool kvmate_vm_dead(struct kvm *kvm);
 struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number);
 void kvmate_vm_each_vcpu(struct kvm *kvm, void (*call)(void *data, struct kvm_vcpu *vcpu),
 			 void *data);
+struct mm_struct *kvmate_vm_mm(struct kvm *kvm);
+bool kvmate_vm_is_run_here(struct kvm *kvm);
+struct kvm *kvmate_vm_file_vm(struct file *file);
 struct kvm *kvmate_file_vm(struct file *file);
+
+/* irq.c */
+int kvmate_irq_set(struct kvm *kvm, u32 gsi, int source, int level, bool pins, int *answer);
+int kvmate_irq_set_msi(struct kvm *kvm, u64 address, u32 data, int *answer);
+bool kvmate_irq_long_ids(struct kvm *kvm);
+bool kvmate_irq_full_chips(struct kvm *kvm);
+int kvmate_irq_gsi_of(struct kvm *kvm, unsigned int chip, unsigned int pin);
 
 #endif /* _KVMATE_SHIM_H */

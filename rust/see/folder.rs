@@ -7,7 +7,10 @@ use super::{
     vcpus::Vcpus,
     vm::{Vcpu, Vm},
 };
-use crate::wrap::debugfs::{Dir, File};
+use crate::{
+    poke::{Bindings, Inject, InjectStatus},
+    wrap::debugfs::{Dir, File},
+};
 use kernel::{prelude::*, str::CString, sync::Arc};
 
 /// `vcpu<N>/`. Files stand before their folders: they go first.
@@ -18,7 +21,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 3],
+    _files: [File; 6],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -54,11 +57,17 @@ impl Folder {
         };
         let exits = Arc::new(exits::OfVm(vm.clone()), GFP_KERNEL)?;
         let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
+        let inject = Inject::new(vm.clone(), registry.poke.clone());
+        let status = InjectStatus(vm.clone());
+        let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
+                File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
+                File::table(c"bindings", &dir, bindings)?,
+                File::table(c"inject_status", &dir, Arc::new(status, GFP_KERNEL)?)?,
             ],
             vcpus: KVec::new(),
             dir,

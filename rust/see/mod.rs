@@ -34,7 +34,7 @@
 //! gate and disconnects its vCPUs' records, all without sleeping; a worker writes the totals
 //! to `ended`, takes the folder away, waits for probes, and frees. Unloading, in this order: no more
 //! files that lead here but VMs' own; no more events of kvm; probes; then all VMs are hidden, which
-//! closes their gates as if they had ended, and the work that hooks gave to tasks is waited for; only
+//! lowers the lines that the shell holds up and closes their gates as if they had ended, and the work that hooks gave to tasks is waited for; only
 //! then hooks; then the worker's queue; then folders and records.
 
 mod ended;
@@ -49,4 +49,5 @@ mod watch;
 
 pub(crate) use ended::Ended;
 pub(crate) use layouts::Layouts;
+pub(crate) use vm::Vm;
 pub(crate) use watch::{Watch, Watching};

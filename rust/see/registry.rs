@@ -14,15 +14,18 @@ use super::{
     folder::Folder,
     vm::{Hot, Vcpu, Vm},
 };
-use crate::wrap::{
-    by_vcpu::{ByVcpu, Owned},
-    debugfs::Dir,
-    files,
-    kvm::{LiveVcpu, LiveVm, VmId},
-    life::Life,
-    percpu::PerCpuCounter,
-    task_work::{InFlight, OnReturn},
-    work_queue::WorkQueue,
+use crate::{
+    poke::Poke,
+    wrap::{
+        by_vcpu::{ByVcpu, Owned},
+        debugfs::Dir,
+        files,
+        kvm::{LiveVcpu, LiveVm, VmId},
+        life::Life,
+        percpu::PerCpuCounter,
+        task_work::{InFlight, OnReturn},
+        work_queue::WorkQueue,
+    },
 };
 use core::{
     mem,
@@ -88,6 +91,7 @@ pub(crate) struct Registry {
     /// Whether somebody could not be noted for want of memory: look at all files again.
     walk_wanted: AtomicBool,
     ended: Arc<Ended>,
+    pub(super) poke: Arc<Poke>,
 }
 
 impl_has_work! {
@@ -96,7 +100,7 @@ impl_has_work! {
 
 impl Registry {
     /// No VM yet. Their folders will be in `vms`.
-    pub(crate) fn new(vms: Dir, ended: Arc<Ended>) -> Result<Arc<Self>> {
+    pub(crate) fn new(vms: Dir, ended: Arc<Ended>, poke: Arc<Poke>) -> Result<Arc<Self>> {
         let (total, hot) = (PerCpuCounter::new()?, ByVcpu::new()?);
         let (in_flight, queue) = (InFlight::new()?, WorkQueue::new(c"kvmate")?);
         Arc::pin_init(
@@ -117,6 +121,7 @@ impl Registry {
                 count: AtomicU64::new(0),
                 walk_wanted: AtomicBool::new(false),
                 ended,
+                poke,
             }),
             GFP_KERNEL,
         )
@@ -184,25 +189,29 @@ impl Registry {
         self.walk();
     }
 
+    /// Know a VM whose file the caller holds, also without a vCPU. `EOPNOTSUPP`: VMs are not shown.
+    pub(super) fn adopt(self: &Arc<Self>, vm: LiveVm<'_>) -> Result<Arc<Vm>> {
+        let noted = {
+            let mut known = self.known.lock();
+            if !known.shown {
+                return Err(EOPNOTSUPP);
+            }
+            self.vm_of(&mut known, vm)?
+        };
+        let mut tree = self.tree.lock();
+        self.remove_folders(&mut tree);
+        self.make_folder(&tree, &noted);
+        Ok(noted)
+    }
+
     /// Find the VMs that are there already.
     fn walk(self: &Arc<Self>) {
         files::each_vm(|vm| {
-            let noted = {
-                let mut known = self.known.lock();
-                match known.shown {
-                    true => self.vm_of(&mut known, vm),
-                    false => return,
-                }
-            };
+            // Without memory: it is found again when it runs.
+            let _ = self.adopt(vm);
             vm.each_vcpu(|vcpu| {
-                // Without memory: it is found again when it runs.
                 let _ = self.found(vcpu, false);
             });
-            if let Ok(vm) = noted {
-                let mut tree = self.tree.lock();
-                self.remove_folders(&mut tree);
-                self.make_folder(&tree, &vm);
-            }
         });
         self.look_after();
     }
@@ -356,15 +365,17 @@ impl Registry {
         self.known.lock().shown = false;
         self.in_flight.close();
         loop {
-            let Some(vm) = self.known.lock().vms.iter().next().map(|vm| vm.id()) else {
+            let Some(vm) = self.known.lock().vms.iter().next().map(Arc::from) else {
                 break;
             };
-            self.end(vm);
+            vm.poke.let_go(&vm.gate);
+            self.end(vm.id());
         }
     }
 
     /// We go: free all that is left of VMs. None is known, no hook stands and no probe runs any more.
     pub(super) fn free_all(&self) {
+        self.poke.end();
         let queue = self.queue.lock().take();
         drop(queue);
         self.bury();

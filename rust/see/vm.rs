@@ -3,6 +3,7 @@
 
 use super::folder::Folder;
 use crate::{
+    poke::Target,
     pure::{
         exits::{Last, Record},
         reason::Vendor,
@@ -31,7 +32,9 @@ pub(crate) struct Vm {
     #[pin]
     links: ListLinks,
     #[pin]
-    pub(super) gate: Gate,
+    pub(crate) gate: Gate,
+    #[pin]
+    pub(crate) poke: Target,
     pub(super) name: VmName,
     /// Which VM it is, counted since load.
     pub(super) number: u64,
@@ -94,6 +97,7 @@ impl Vm {
             try_pin_init!(Self {
                 links <- ListLinks::new(),
                 gate <- Gate::new(vm),
+                poke <- Target::new(),
                 name: vm.name(),
                 number,
                 ended: AtomicBool::new(false),

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
 
-use super::{ended::Ended, layouts::Layouts, registry::Registry};
-use crate::wrap::{
-    debugfs::Dir,
-    kvm_module::{KvmEvents, KvmModule},
-    life::LifeHooks,
-    probes::{Probes, Tracepoints},
+use super::{ended::Ended, layouts::Layouts, registry::Registry, vm::Vm};
+use crate::{
+    poke::Poke,
+    wrap::{
+        debugfs::Dir,
+        kvm::LiveVm,
+        kvm_module::{KvmEvents, KvmModule},
+        life::LifeHooks,
+        probes::{Probes, Tracepoints},
+    },
 };
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::{
@@ -72,9 +76,10 @@ impl Watch {
         vms: Dir,
         ended: Arc<Ended>,
         layouts: Arc<Layouts>,
+        poke: Arc<Poke>,
         wanted: bool,
     ) -> Result<Arc<Self>> {
-        let registry = Registry::new(vms, ended)?;
+        let registry = Registry::new(vms, ended, poke)?;
         Arc::pin_init(
             pin_init!(Self {
                 registry,
@@ -119,6 +124,16 @@ impl Watch {
         }
         state.wanted = on;
         Ok(before)
+    }
+
+    /// Whether VMs are looked into, and so can be poked.
+    pub(crate) fn shows_vms(&self) -> bool {
+        self.registry.shown.load(Relaxed)
+    }
+
+    /// What is kept of a VM whose file the caller holds. `EOPNOTSUPP`: VMs are not shown.
+    pub(crate) fn vm_of(&self, vm: LiveVm<'_>) -> Result<Arc<Vm>> {
+        self.registry.adopt(vm)
     }
 
     /// Exits that were seen, all VMs together.
@@ -167,6 +182,7 @@ impl KvmEvents for Watch {
             hooks: None,
             tracepoints,
         };
+        self.registry.poke.kvm_is_there(tracepoints);
         self.hook(&mut kvm);
         if let Err(error) = kvm.probe(state.wanted, &self.registry) {
             pr_err!("exits are not seen: no probe on kvm_exit: {error:?}\n");
@@ -183,6 +199,7 @@ impl KvmEvents for Watch {
             self.registry.hide();
             drop(hooks);
         }
+        self.registry.poke.kvm_goes();
         drop(state);
         self.layouts.forget();
     }

@@ -165,7 +165,7 @@ impl File {
         })
     }
 
-    fn with_operations<T: Send + Sync + 'static>(
+    pub(super) fn with_operations<T: Send + Sync + 'static>(
         name: &CStr,
         dir: &Dir,
         mode: u16,
@@ -173,7 +173,7 @@ impl File {
         operations: &'static bindings::file_operations,
     ) -> Result<Self> {
         let (data, ptr) = Data::new(value);
-        // SAFETY: The name is copied; the folder is there; `operations` (private to this file, and
+        // SAFETY: The name is copied; the folder is there; `operations` (of this file and `command`,
         // made for `T`) live as long as the module, which they own; `ptr` points to a `T` until
         // `data` is dropped, which is after the file is removed (field order of `File`).
         let dentry = from_err_ptr(unsafe {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A walk over all tasks' open files, for VMs that nobody ran since we came.
+//! VMs' files: one that somebody gives us, and a walk over all tasks' for VMs that nobody ran since we
+//! came.
 //!
 //! C header: [`include/linux/fdtable.h`](srctree/include/linux/fdtable.h)
 
 use super::kvm::LiveVm;
 use crate::raw;
 use core::ptr::NonNull;
-use kernel::bindings;
+use kernel::{bindings, fs::LocalFile};
 
 /// A task, and our reference to it.
 struct TaskRef(NonNull<bindings::task_struct>);
@@ -46,6 +47,14 @@ impl Drop for FileRef {
         // SAFETY: Our reference.
         unsafe { bindings::fput(self.0.as_ptr()) };
     }
+}
+
+/// The VM whose own file that is (not a vCPU's), which keeps it.
+pub(crate) fn vm_of(file: &LocalFile) -> Option<LiveVm<'_>> {
+    // SAFETY: A file that the caller keeps.
+    let vm = NonNull::new(unsafe { raw::kvmate_vm_file_vm(file.as_ptr()) })?;
+    // SAFETY: The VM's file keeps the VM, and the caller keeps the file.
+    Some(unsafe { LiveVm::new(vm) })
 }
 
 /// Call `visit` for the VM behind each VM and vCPU file that some task has open. A VM is visited as

@@ -18,12 +18,35 @@
 
 use super::kvm::{LiveVm, VmId};
 use crate::raw;
-use core::ptr::NonNull;
+use core::{ops::Deref, ptr::NonNull};
 use kernel::{
     new_spinlock, new_spinlock_irq,
     prelude::*,
     sync::{SpinLock, SpinLockIrq},
 };
+
+/// A VM behind the gate that leaves interrupts on.
+///
+/// # Invariants
+///
+/// Interrupts are on, and stay so.
+pub(crate) struct InTask<'a>(LiveVm<'a>);
+
+impl InTask<'_> {
+    /// Whether the current task is in `KVM_RUN` of one of its vCPUs.
+    pub(crate) fn is_run_here(&self) -> bool {
+        // SAFETY: A live VM (type invariant of `LiveVm`), and interrupts are on.
+        unsafe { raw::kvmate_vm_is_run_here(self.0.as_ptr().as_ptr()) }
+    }
+}
+
+impl<'a> Deref for InTask<'a> {
+    type Target = LiveVm<'a>;
+
+    fn deref(&self) -> &LiveVm<'a> {
+        &self.0
+    }
+}
 
 /// The gate of one VM.
 ///
@@ -78,9 +101,10 @@ impl Gate {
     }
 
     /// Call `inside` while the VM is kept; `None` if it has ended. Process context.
-    pub(crate) fn enter<R>(&self, inside: impl FnOnce(LiveVm<'_>) -> R) -> Option<R> {
+    pub(crate) fn enter<R>(&self, inside: impl FnOnce(InTask<'_>) -> R) -> Option<R> {
         let open = self.task.lock();
-        open.then(|| inside(self.live()))
+        // INVARIANT: Process context, and a lock that turns nothing off.
+        open.then(|| inside(InTask(self.live())))
     }
 
     /// The VM ends: wait until everybody is out, and let nobody in any more.

@@ -20,7 +20,7 @@
 
 use crate::raw;
 use core::{marker::PhantomData, ptr::NonNull};
-use kernel::{ffi::c_void, prelude::*};
+use kernel::{ffi::c_void, prelude::*, task::Task};
 
 /// Which VM; another one may have the same once it has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,18 @@ pub(crate) struct VmId(pub(super) usize);
 /// Which vCPU; another one may have the same once its VM has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct VcpuId(pub(super) usize);
+
+/// Whose memory a VM has; another one's may have the same once all of this one's users are gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MmId(usize);
+
+impl MmId {
+    /// The current task's.
+    pub(crate) fn current() -> Self {
+        // SAFETY: The current task, whose memory is its own to look at.
+        Self(unsafe { (*Task::current_raw()).mm }.addr())
+    }
+}
 
 /// A VM that stays for `'a`.
 ///
@@ -129,6 +141,12 @@ impl<'a> LiveVm<'a> {
                     .wrapping_add(digit.wrapping_sub(b'0').into())
             }),
         }
+    }
+
+    /// Its VMM's memory.
+    pub(crate) fn mm(self) -> MmId {
+        // SAFETY: A live VM (type invariant).
+        MmId(unsafe { raw::kvmate_vm_mm(self.0.as_ptr()) }.addr())
     }
 
     /// `vm_bugged`

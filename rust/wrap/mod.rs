@@ -4,15 +4,20 @@
 //! Each owns its object, states its invariants and is safe to use; none decides anything. `unsafe`
 //! stands here and in [`crate::raw`] only.
 
+pub(crate) mod acks;
+pub(crate) mod anon_file;
 pub(crate) mod by_vcpu;
 pub(crate) mod byte;
 pub(crate) mod capability;
+pub(crate) mod command;
 pub(crate) mod debugfs;
+pub(crate) mod eventfd;
 pub(crate) mod exit_source;
 pub(crate) mod files;
 pub(crate) mod folio;
 pub(crate) mod gate;
 pub(crate) mod iov;
+pub(crate) mod irq;
 pub(crate) mod kvm;
 pub(crate) mod kvm_module;
 pub(crate) mod layout;

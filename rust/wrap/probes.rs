@@ -47,11 +47,12 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// Both stay until kvm.ko goes, and whoever has this is told of that before ([`super::kvm_module`]).
+/// They stay until kvm.ko goes, and whoever has this is told of that before ([`super::kvm_module`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Tracepoints {
     exit: NonNull<bindings::tracepoint>,
     entry: NonNull<bindings::tracepoint>,
+    pub(super) ack: Option<NonNull<bindings::tracepoint>>,
 }
 
 // SAFETY: Pointers to what any thread may register probes at.
@@ -70,6 +71,7 @@ impl Tracepoints {
         Some(Tracepoints {
             exit: NonNull::new(find(c"kvm_exit"))?,
             entry: NonNull::new(find(c"kvm_entry"))?,
+            ack: NonNull::new(find(c"kvm_ack_irq")),
         })
     }
 }
@@ -79,7 +81,7 @@ impl Tracepoints {
 /// # Invariants
 ///
 /// `probe` is registered at `tracepoint` with `data`, once.
-struct Probe {
+pub(super) struct Probe {
     tracepoint: NonNull<bindings::tracepoint>,
     probe: *mut c_void,
     data: *mut c_void,
@@ -90,7 +92,7 @@ impl Probe {
     ///
     /// `probe` has the prototype of the tracepoint's probes, and `data` stays valid until this is
     /// dropped and `tracepoint_synchronize_unregister()` has returned.
-    unsafe fn register(
+    pub(super) unsafe fn register(
         tracepoint: NonNull<bindings::tracepoint>,
         probe: *mut c_void,
         data: *mut c_void,

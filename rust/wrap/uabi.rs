@@ -12,8 +12,11 @@ pub(crate) use crate::raw::{
     KVMATE_GMEM_SMALL as GMEM_SMALL,
 };
 pub(crate) use crate::raw::{
-    kvmate_info as Info, KVMATE_FEATURE_EXITS as FEATURE_EXITS, KVMATE_FEATURE_KVM as FEATURE_KVM,
-    KVMATE_GET_INFO as GET_INFO, KVMATE_VERSION as VERSION,
+    kvmate_info as Info, kvmate_irqfd as Irqfd, KVMATE_BIND_IRQFD as BIND_IRQFD,
+    KVMATE_FEATURE_EXITS as FEATURE_EXITS, KVMATE_FEATURE_KVM as FEATURE_KVM,
+    KVMATE_FEATURE_POKE as FEATURE_POKE, KVMATE_GET_INFO as GET_INFO,
+    KVMATE_IRQFD_MSI as IRQFD_MSI, KVMATE_IRQFD_RESAMPLE as IRQFD_RESAMPLE,
+    KVMATE_VERSION as VERSION,
 };
 
 // SAFETY: Integers and byte arrays only, every bit pattern is one, and there is no padding: the sizes
@@ -27,6 +30,8 @@ const _: () = assert!(size_of::<Info>() == 4 + 4 + 8 + 32 + 80);
 // of the fields add up to the size of the whole.
 unsafe impl FromBytes for Gmem {}
 const _: () = assert!(size_of::<Gmem>() == 8 + 4 + 4 + 32 + 16);
+// SAFETY: Integers only, of which every bit pattern is one.
+unsafe impl FromBytes for Irqfd {}
 
 /// The vermagic text that this module was built with.
 pub(crate) fn vermagic() -> &'static CStr {

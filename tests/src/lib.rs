@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`storm`] has many VMs at once, [`delay`] makes races
-//! happen, [`gmem`] makes memory files and holds, watches and starves them.
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`storm`] has many VMs at
+//! once, [`delay`] makes races happen, [`gmem`] makes memory files and holds, watches and starves them.
 
 pub mod bench;
 pub mod delay;
@@ -11,9 +11,11 @@ pub mod guest;
 pub mod ktap;
 pub mod module;
 pub mod oracle;
+pub mod poke;
 pub mod seen;
 pub mod stats;
 pub mod storm;
 pub mod table;
 pub mod trace;
 pub mod tsc;
+pub mod way;

@@ -131,7 +131,8 @@ fn measure(program: real::Program, exits: u32) -> Result<(Cost, u64)> {
     Ok((cost, counted))
 }
 
-fn ticks() -> u64 {
+/// The time-stamp counter.
+pub(super) fn ticks() -> u64 {
     // SAFETY: Reads a register that every x86-64 processor has.
     unsafe { std::arch::x86_64::_rdtsc() }
 }

@@ -61,7 +61,7 @@ pub fn failed(pass: &Pass) -> bool {
 }
 
 /// Lines with columns: the first to the left, the last as it is, those between to the right.
-fn print(rows: &[Vec<String>]) {
+pub(super) fn print(rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -81,12 +81,12 @@ fn print(rows: &[Vec<String>]) {
     }
 }
 
-fn row(cells: &[&str]) -> Vec<String> {
+pub(super) fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
 /// Lowest, median, highest.
-fn spread(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
+pub(super) fn spread(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
     values.sort_by(f64::total_cmp);
     let (lowest, highest) = (*values.first()?, *values.last()?);
     let (left, right) = (values[(values.len() - 1) / 2], values[values.len() / 2]);

@@ -2,12 +2,13 @@
 //! What watching KVM costs: runs in a guest, for `scripts/bench`, which says how.
 //!
 //! `bench count EXITS TARGET`: instructions an exit, judged; the machine counts (`scripts/vm run
-//! --icount`). `bench time EXITS ROUNDS`: time. Status 0: all is well; 1: something failed, or this
+//! --icount`). `bench inject COUNT TARGET`: instructions an interrupt, likewise. `bench time EXITS ROUNDS`: time. Status 0: all is well; 1: something failed, or this
 //! is no place to measure; 3: measured, but a target was missed. `bench sample EXITS FILE` is one
 //! measurement, run by the others.
 
 use anyhow::{bail, Context, Result};
 use kvmate_tests::bench::{
+    inject,
     sample::{self, Sampler},
     table::{self, Outcome, Pass},
     watcher::{Watcher, WATCHERS},
@@ -58,6 +59,17 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
                 _ => ExitCode::from(MISSED),
             })
         }
+        ["inject", count, target] => {
+            let (count, target) = (count.parse()?, target.parse().context("a target")?);
+            sample::ticks_are_instructions()?;
+            let release = release()?;
+            println!("== Linux {release}: instructions an interrupt (median of {count}; the machine counts)");
+            Ok(match inject::instructions(count, target) {
+                (_, true) => ExitCode::FAILURE,
+                (0, false) => ExitCode::SUCCESS,
+                _ => ExitCode::from(MISSED),
+            })
+        }
         ["time", exits, rounds] => {
             let bench = Bench::new(exits)?;
             let rounds: usize = rounds.parse().context("a number of rounds")?;
@@ -70,8 +82,15 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
             let failed = rounds.iter().any(table::failed);
             Ok(ExitCode::from(u8::from(failed)))
         }
-        _ => bail!("usage: bench count EXITS TARGET | time EXITS ROUNDS | sample EXITS FILE"),
+        _ => bail!(
+            "usage: bench count EXITS TARGET | inject COUNT TARGET | time EXITS ROUNDS | sample EXITS FILE"
+        ),
     }
+}
+
+fn release() -> Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(release.trim().to_owned())
 }
 
 struct Bench {
@@ -88,9 +107,7 @@ impl Bench {
         Ok(Self {
             sampler: Sampler::new(exits, &folder),
             folder,
-            release: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
+            release: release()?,
         })
     }
 

@@ -6,7 +6,9 @@ use kvmate_tests::{
     ensure_eq, ktap,
     module::{Kvmate, WithoutKvm, DEVICE},
 };
-use kvmate_uapi::{kvmate_info, KVMATE_FEATURE_EXITS, KVMATE_FEATURE_KVM, KVMATE_GET_INFO};
+use kvmate_uapi::{
+    kvmate_info, KVMATE_FEATURE_EXITS, KVMATE_FEATURE_KVM, KVMATE_FEATURE_POKE, KVMATE_GET_INFO,
+};
 use nix::{errno::Errno, libc};
 use std::{
     fs::{self, File, OpenOptions},
@@ -89,8 +91,11 @@ fn info() -> Result<()> {
         .to_string_lossy()
         .into_owned();
     ensure_eq!(text(&info.release)?, release, "release");
-    let all = u64::from(KVMATE_FEATURE_KVM | KVMATE_FEATURE_EXITS);
-    ensure_eq!(info.features, all, "features with kvm");
+    let mut all = KVMATE_FEATURE_KVM | KVMATE_FEATURE_EXITS;
+    if kvmate.read("layouts")?.contains("kvm proven") {
+        all |= KVMATE_FEATURE_POKE;
+    }
+    ensure_eq!(info.features, u64::from(all), "features with kvm");
     ensure_eq!((info.flags, info.reserved), (0, 0), "reserved fields");
     drop(file);
     kvmate.unload()

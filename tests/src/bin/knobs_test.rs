@@ -48,13 +48,18 @@ fn tree() -> Result<()> {
     );
     ensure_eq!(
         names("knobs")?,
-        ["gmem_order", "observe", "verbose"],
+        ["gmem_order", "inject", "observe", "verbose"],
         "knobs"
     );
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
-    for knob in ["knobs/gmem_order", "knobs/observe", "knobs/verbose"] {
+    for knob in [
+        "knobs/gmem_order",
+        "knobs/inject",
+        "knobs/observe",
+        "knobs/verbose",
+    ] {
         ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");
     }
     kvmate.unload()

@@ -7,7 +7,7 @@
 
 use super::{Memory, Vm};
 use anyhow::{bail, Context, Result};
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::arch::global_asm;
 
@@ -66,9 +66,11 @@ global_asm!(
     "3: lock incq (%r8,%rax,8)",
     "   popq    %rax",
     "   iretq",
-    "4: lock incq (%r8,%rax,8)",
+    "4: testb   $2, 25(%rsp)", // interrupts were disabled: QEMU's second one, see irq/inside.rs
+    "   jz      5f",
+    "   lock incq (%r8,%rax,8)",
     "   movl    $0, 0xb0(%r9)",
-    "   popq    %rax",
+    "5: popq    %rax",
     "   iretq",
     "kvmate_long_end:",
     options(att_syntax)
@@ -90,6 +92,49 @@ fn stubs() -> usize {
     // SAFETY: Two labels of the same code.
     CODE + unsafe { (&raw const kvmate_long_stubs).offset_from(&raw const kvmate_long_start) }
         as usize
+}
+
+/// A GDT: null, 64-bit code, data.
+pub(super) const SEGMENTS: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// An IDT's gate to a handler, on that stack of the TSS's (0: the one that is in use).
+pub(super) fn gate(handler: u64, stack: u64) -> [u64; 2] {
+    let (selector, interrupt_gate) = (8u64 << 16, 0x8e00u64 << 32);
+    let low = (handler & 0xffff) | selector | interrupt_gate | (stack << 32);
+    [low | ((handler & 0xffff_0000) << 32), handler >> 32]
+}
+
+/// Registers for long mode, with page tables, and a GDT of [`SEGMENTS`] and an IDT of 256 gates.
+pub(super) fn set(sregs: &mut kvm_sregs, cr3: u64, gdt: u64, idt: u64) {
+    let flat = |selector: u16, type_: u8| kvm_segment {
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = kvm_segment {
+        l: 1,
+        ..flat(8, 0xb)
+    };
+    let data = kvm_segment {
+        db: 1,
+        ..flat(16, 3)
+    };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    let table = |base: u64, limit: u16| kvm_dtable {
+        base,
+        limit,
+        ..Default::default()
+    };
+    sregs.gdt = table(gdt, 23);
+    sregs.idt = table(idt, 4095);
+    sregs.cr3 = cr3;
+    sregs.cr4 |= (1 << 5) | (1 << 9); // PAE; SSE, which compiled code uses
+    sregs.cr0 |= (1 << 31) | 1; // paging, protection
+    sregs.efer |= (1 << 8) | (1 << 10); // long mode, enabled and active
 }
 
 /// Build tables and code in the VM's memory.
@@ -116,16 +161,9 @@ pub fn load(vm: &Vm) {
     table(PDPT, &pdpt);
     table(PD_LOW, &directory(0, 0));
     table(PD_LAPIC, &directory(3 << 30, UNCACHED));
-    // Null, 64-bit code, data.
-    table(GDT, &[0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+    table(GDT, &SEGMENTS);
     let gates: Vec<u64> = (0..256)
-        .flat_map(|vector| {
-            let handler = (stubs() + 16 * vector) as u64;
-            let (selector, interrupt_gate) = (8u64 << 16, 0x8e00u64 << 32);
-            let low =
-                (handler & 0xffff) | selector | interrupt_gate | ((handler & 0xffff_0000) << 32);
-            [low, handler >> 32]
-        })
+        .flat_map(|vector| gate((stubs() + 16 * vector) as u64, 0))
         .collect();
     table(IDT, &gates);
     vm.memory.write(CODE, code());
@@ -134,38 +172,7 @@ pub fn load(vm: &Vm) {
 /// Set a vCPU to the start, to count `count` interrupts of `vector`.
 pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
     let mut sregs = vcpu.get_sregs()?;
-    let flat = |selector: u16, type_: u8| kvm_segment {
-        limit: 0xffff_ffff,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = kvm_segment {
-        l: 1,
-        ..flat(8, 0xb)
-    };
-    let data = kvm_segment {
-        db: 1,
-        ..flat(16, 3)
-    };
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt = kvm_dtable {
-        base: GDT as u64,
-        limit: 23,
-        ..Default::default()
-    };
-    sregs.idt = kvm_dtable {
-        base: IDT as u64,
-        limit: 4095,
-        ..Default::default()
-    };
-    sregs.cr3 = PML4 as u64;
-    sregs.cr4 |= 1 << 5; // PAE
-    sregs.cr0 |= (1 << 31) | 1; // paging, protection
-    sregs.efer |= (1 << 8) | (1 << 10); // long mode, enabled and active
+    set(&mut sregs, PML4 as u64, GDT as u64, IDT as u64);
     vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
     vcpu.set_regs(&kvm_regs {
         rip: CODE as u64,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Small guests on real KVM, known to the instruction.
 //!
-//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`] and [`long`] put
-//! code and registers into it. A guest tells the test something by port I/O or through its memory.
-//! [`linux`] is a whole Linux, under VMMs as people use them.
+//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`], [`long`] and
+//! [`irq`] put code and registers into it. A guest tells the test something by port I/O or through its
+//! memory. [`linux`] is a whole Linux, under VMMs as people use them.
 
+pub mod irq;
 pub mod linux;
 pub mod long;
+pub mod qemu;
 pub mod real;
 pub mod steps;
 pub mod userfault;
@@ -21,6 +23,15 @@ use std::{
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
+
+/// What may stand in guest memory while the guest runs.
+///
+/// # Safety
+/// It consists of atomics: whatever bits are there, and whoever writes them at any time.
+pub unsafe trait Shared: Sync {}
+
+// SAFETY: One atomic.
+unsafe impl Shared for AtomicU64 {}
 
 /// Guest memory: anonymous, from guest-physical address 0 on.
 pub struct Memory {
@@ -59,22 +70,19 @@ impl Memory {
         }
     }
 
-    /// The 64-bit word at a guest-physical address, which the guest may write at any time.
-    pub fn word(&self, address: usize) -> u64 {
+    /// What the guest and the test share at a guest-physical address.
+    pub fn shared<T: Shared>(&self, address: usize) -> &T {
         assert!(
-            address % 8 == 0 && address + 8 <= self.size,
+            address % align_of::<T>() == 0 && address + size_of::<T>() <= self.size,
             "outside guest memory"
         );
-        // SAFETY: Inside the mapping and aligned, checked just now; atomics are for shared words.
-        unsafe {
-            &*self
-                .start
-                .as_ptr()
-                .cast::<u8>()
-                .add(address)
-                .cast::<AtomicU64>()
-        }
-        .load(Ordering::Acquire)
+        // SAFETY: Inside the mapping and aligned, checked just now; the rest is the trait's promise.
+        unsafe { &*self.start.as_ptr().cast::<u8>().add(address).cast::<T>() }
+    }
+
+    /// The 64-bit word at a guest-physical address, which the guest may write at any time.
+    pub fn word(&self, address: usize) -> u64 {
+        self.shared::<AtomicU64>(address).load(Ordering::Acquire)
     }
 }
 

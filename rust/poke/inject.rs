@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Injection from the shell: the files `inject` and `inject_status` of a VM.
+//!
+//! A write is one interrupt, done when it returns. What became of it, or why it was refused, stands in
+//! `inject_status` until the next. Process context; see [`super`] for locks.
+
+use super::Poke;
+use crate::{
+    pure::inject::{self as text, Line, Msi, Request},
+    see::Vm,
+    wrap::{
+        command::Command,
+        debugfs::Table,
+        irq::{Source, Taken},
+    },
+};
+use kernel::{
+    fmt,
+    prelude::*,
+    seq_file::{seq_print, SeqFile},
+    sync::Arc,
+};
+
+/// Why nothing was injected. Each has an errno of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// `knobs/inject` is 0.
+    NotAllowed,
+    /// That is no request.
+    NotUnderstood,
+    /// The GSI has no route.
+    NoRoute,
+    /// No GSI of the VM is routed to an MSI.
+    NoMsiRoute,
+    /// Routed to what has no such thing.
+    OtherRoute,
+    /// No such vCPU.
+    NoVcpu,
+    /// A vCPU whose number is no APIC id that an MSI can be addressed to.
+    NoAddress,
+    /// The VM has ended, or we go.
+    Ended,
+}
+
+impl Refusal {
+    fn errno(self) -> (Error, &'static str, &'static str) {
+        match self {
+            Self::NotAllowed => (EPERM, "EPERM", "knobs/inject is 0"),
+            Self::NotUnderstood => (
+                EINVAL,
+                "EINVAL",
+                "not one of: gsi N, gsi N high, gsi N low, msi ADDRESS DATA, nmi VCPU",
+            ),
+            Self::NoRoute => (ENOENT, "ENOENT", "the GSI has no route"),
+            Self::NoMsiRoute => (
+                ENXIO,
+                "ENXIO",
+                "the VM has no GSI that is routed to an MSI, and so nothing that takes one",
+            ),
+            Self::OtherRoute => (
+                EOPNOTSUPP,
+                "EOPNOTSUPP",
+                "the GSI is routed to an MSI, which has no level, or to something of Hyper-V's or Xen's",
+            ),
+            Self::NoVcpu => (ESRCH, "ESRCH", "no such vCPU"),
+            Self::NoAddress => (
+                ERANGE,
+                "ERANGE",
+                "an MSI cannot be addressed to that vCPU's APIC id",
+            ),
+            Self::Ended => (EIO, "EIO", "the VM has ended, or kvmate goes"),
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    /// What [`crate::wrap::irq`] answers.
+    fn from(error: Error) -> Self {
+        match error {
+            ENOENT => Self::NoRoute,
+            ENXIO => Self::NoMsiRoute,
+            _ => Self::OtherRoute,
+        }
+    }
+}
+
+/// What a write came to.
+#[derive(Clone, Copy)]
+pub(super) struct Told {
+    request: Option<Request>,
+    outcome: Result<Taken, Refusal>,
+}
+
+/// A request as it is shown again.
+struct Shown(Option<Request>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("-"),
+            Some(Request::Gsi(gsi, Line::Edge)) => write!(f, "gsi {gsi}"),
+            Some(Request::Gsi(gsi, Line::High)) => write!(f, "gsi {gsi} high"),
+            Some(Request::Gsi(gsi, Line::Low)) => write!(f, "gsi {gsi} low"),
+            Some(Request::Msi(Msi { address, data })) => write!(f, "msi {address:#x} {data:#x}"),
+            Some(Request::Nmi(vcpu)) => write!(f, "nmi {vcpu}"),
+            Some(Request::Irqfd(gsi)) => write!(f, "irqfd {gsi}"),
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Shown(self.request), f)?;
+        match self.outcome {
+            Ok(Taken::Delivered) => f.write_str(": delivered"),
+            Ok(Taken::Coalesced) => f.write_str(": coalesced"),
+            Ok(Taken::Ignored) => f.write_str(": ignored"),
+            Err(refusal) => {
+                let (_, name, why) = refusal.errno();
+                write!(f, ": {name}: {why}")
+            }
+        }
+    }
+}
+
+/// `vms/*/inject`
+pub(crate) struct Inject {
+    vm: Arc<Vm>,
+    poke: Arc<Poke>,
+}
+
+impl Command for Inject {
+    fn run(&self, text: Option<&[u8]>) -> Result {
+        let (request, outcome) = if !self.poke.allowed() {
+            (None, Err(Refusal::NotAllowed))
+        } else {
+            match text.and_then(text::parse) {
+                Some(request) => (Some(request), self.inject(request)),
+                None => (None, Err(Refusal::NotUnderstood)),
+            }
+        };
+        self.vm.poke.tell(Told { request, outcome });
+        outcome.map(drop).map_err(|refusal| refusal.errno().0)
+    }
+}
+
+impl Inject {
+    /// For that VM.
+    pub(crate) fn new(vm: Arc<Vm>, poke: Arc<Poke>) -> Self {
+        Self { vm, poke }
+    }
+
+    fn inject(&self, request: Request) -> Result<Taken, Refusal> {
+        match request {
+            Request::Gsi(gsi, Line::Edge) => self.edge(gsi),
+            Request::Gsi(gsi, Line::High) => self.level(gsi, true),
+            Request::Gsi(gsi, Line::Low) => self.level(gsi, false),
+            Request::Msi(msi) => self.msi(msi),
+            Request::Nmi(vcpu) => self.nmi(vcpu),
+            Request::Irqfd(_) => Err(Refusal::NotUnderstood),
+        }
+    }
+
+    fn edge(&self, gsi: u32) -> Result<Taken, Refusal> {
+        let gate = &self.vm.gate;
+        match gate.enter_irq_off(|vm| vm.send_gsi(gsi)) {
+            Some(Err(EAGAIN)) => gate.enter(|vm| vm.pulse_gsi(gsi)),
+            done => done,
+        }
+        .ok_or(Refusal::Ended)?
+        .map_err(Refusal::from)
+    }
+
+    fn level(&self, gsi: u32, up: bool) -> Result<Taken, Refusal> {
+        let target = &self.vm.poke;
+        let set = self.vm.gate.enter(|vm| {
+            if up && !target.may_rise() {
+                return Err(Refusal::Ended);
+            }
+            let taken = vm.set_gsi(gsi, Source::Held, up)?;
+            target.hold(gsi, up);
+            Ok(taken)
+        });
+        set.ok_or(Refusal::Ended)?
+    }
+
+    fn msi(&self, msi: Msi) -> Result<Taken, Refusal> {
+        let sent = self.vm.gate.enter_irq_off(|vm| vm.send_msi(msi));
+        sent.ok_or(Refusal::Ended)?.map_err(Refusal::from)
+    }
+
+    fn nmi(&self, vcpu: u32) -> Result<Taken, Refusal> {
+        let sent = self.vm.gate.enter_irq_off(|vm| {
+            let number = i32::try_from(vcpu).map_err(|_| Refusal::NoVcpu)?;
+            vm.vcpu(number).ok_or(Refusal::NoVcpu)?;
+            let nmi = Msi::nmi(vcpu, vm.has_long_apic_ids()).ok_or(Refusal::NoAddress)?;
+            vm.send_msi(nmi).map_err(Refusal::from)
+        });
+        sent.ok_or(Refusal::Ended)?
+    }
+}
+
+/// `vms/*/inject_status`
+pub(crate) struct InjectStatus(pub(crate) Arc<Vm>);
+
+impl Table for InjectStatus {
+    fn show(&self, out: &SeqFile) -> Result {
+        match self.0.poke.told() {
+            Some(told) => seq_print!(out, "{told}\n"),
+            None => seq_print!(out, "-\n"),
+        }
+        Ok(())
+    }
+}

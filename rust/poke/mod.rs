@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Poke: interrupts into running guests.
+//!
+//! # The pieces
+//!
+//! - [`Poke`] is what all VMs share: whether the shell may inject.
+//! - [`target::Target`] is what a VM has of this; a [`crate::see::Vm`] has one.
+//! - [`inject`] is injection from the shell.
+//! - [`bind`](mod@bind) checks what `KVMATE_BIND_IRQFD` asks for, and makes a [`binding::Binding`]: an eventfd and the
+//!   interrupt that it is. [`levels`] are those with resample, [`bindings`] is their table.
+//!
+//! How an interrupt gets into a VM is [`crate::wrap::irq`]: what is routed to an MSI goes in with
+//! interrupts off, from any context; what is routed to pins from tasks and workers only.
+//!
+//! # Who may
+//!
+//! Opening `/dev/kvmate` and debugfs takes root. Beyond that `knobs/inject` guards what is done to a VM
+//! by its name in debugfs, so that who only looks cannot inject by mistake; a binding asks for the
+//! VM's own descriptor instead.
+//!
+//! # Locks
+//!
+//! None of these is taken inside a lock of [`crate::see`] but as said here; those of [`crate::see`]
+//! come first.
+//!
+//! 1. `Poke::acks` (mutex): the probe on EOIs, held over registering and grace periods. `Target::bindings`
+//!    (mutex). Neither in the other.
+//! 2. `Levels::list` (spinlock): bindings with resample. Taken by tasks, and in the probe on EOIs, which
+//!    is a vCPU's task with interrupts on.
+//! 3. An eventfd's own lock (of its wait queue, interrupts off): calls of [`crate::wrap::eventfd::Signalled`]
+//!    run under it. No eventfd is signalled inside 2, 4 or 5.
+//! 4. A gate of a VM (number 4 there), never two. Lines go up and down behind the one of tasks, so that
+//!    what is held up is known for sure.
+//! 5. `Target::told` (spinlock), `Poke::queue` (spinlock, interrupts off), innermost.
+//!
+//! # Ends
+//!
+//! Everything that reaches into a VM does so behind its gate, and does nothing more when that is
+//! closed. When we go, lines that the shell holds up are lowered before gates are closed
+//! ([`target::Target::let_go`]).
+//!
+//! - A binding's last descriptor is closed: [`binding`]. While one is open it holds the module, so that
+//!   there is none when we go.
+//! - The eventfd's last descriptor is closed: the binding keeps the eventfd's context and does nothing.
+//! - The VM ends: its gate is closed; what is signalled from then on fails.
+//! - kvm goes: no VM is there any more, and the probe on EOIs goes with the tracepoints.
+//! - We go: no binding is there; the worker's queue is waited for before our code goes.
+
+mod bind;
+mod binding;
+mod bindings;
+mod inject;
+mod levels;
+mod target;
+
+pub(crate) use bind::bind;
+pub(crate) use bindings::Bindings;
+pub(crate) use inject::{Inject, InjectStatus};
+pub(crate) use target::Target;
+
+use crate::wrap::{
+    acks::{self, AckProbe},
+    probes::Tracepoints,
+    work_queue::WorkQueue,
+};
+use binding::Binding;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use kernel::{
+    new_mutex, new_spinlock_irq,
+    prelude::*,
+    sync::{Arc, Mutex, SpinLockIrq},
+};
+use levels::Levels;
+
+/// The probe on EOIs, and what it needs.
+struct Acks {
+    /// kvm's, while it is there.
+    tracepoints: Option<Tracepoints>,
+    /// How many bindings want it.
+    wanted: usize,
+    probe: Option<AckProbe<Levels>>,
+}
+
+/// What all VMs share.
+#[pin_data]
+pub(crate) struct Poke {
+    /// `knobs/inject`
+    allowed: AtomicBool,
+    /// Taken away at the end.
+    #[pin]
+    queue: SpinLockIrq<Option<WorkQueue>>,
+    levels: Arc<Levels>,
+    #[pin]
+    acks: Mutex<Acks>,
+}
+
+impl Poke {
+    /// Nothing is allowed yet.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let (queue, levels) = (WorkQueue::new(c"kvmate-irqfd")?, Levels::new()?);
+        Arc::pin_init(
+            pin_init!(Self {
+                allowed: AtomicBool::new(false),
+                queue <- new_spinlock_irq!(Some(queue)),
+                levels,
+                acks <- new_mutex!(Acks { tracepoints: None, wanted: 0, probe: None }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Whether the shell may inject.
+    pub(crate) fn allowed(&self) -> bool {
+        self.allowed.load(Relaxed)
+    }
+
+    /// Let the shell inject, or do not, from now on. Tells what was before.
+    pub(crate) fn allow(&self, on: bool) -> bool {
+        self.allowed.swap(on, Relaxed)
+    }
+
+    /// kvm is there, with these tracepoints.
+    pub(crate) fn kvm_is_there(&self, tracepoints: Tracepoints) {
+        self.acks.lock().tracepoints = Some(tracepoints);
+    }
+
+    /// kvm goes.
+    pub(crate) fn kvm_goes(&self) {
+        let mut acks = self.acks.lock();
+        acks.tracepoints = None;
+        acks.probe = None;
+    }
+
+    /// We go: wait for the worker, which has nothing more to do, for no VM is known any more.
+    pub(crate) fn end(&self) {
+        let queue = self.queue.lock().take();
+        drop(queue);
+    }
+
+    /// Have the worker deliver what is pending. Any context.
+    fn enqueue(&self, binding: Arc<Binding>) {
+        if let Some(queue) = &*self.queue.lock() {
+            // Already queued: then it has not begun, and will see what is pending.
+            let _ = queue.enqueue(binding);
+        }
+    }
+
+    /// A binding has to be told of EOIs. `EOPNOTSUPP`: nobody tells.
+    fn want_acks(&self) -> Result {
+        let mut acks = self.acks.lock();
+        if acks.probe.is_none() {
+            let tracepoints = acks.tracepoints.ok_or(EOPNOTSUPP)?;
+            let probe = AckProbe::register(tracepoints, self.levels.clone());
+            acks.probe = Some(probe.map_err(|_| EOPNOTSUPP)?);
+        }
+        acks.wanted += 1;
+        Ok(())
+    }
+
+    /// One has not any more; when this returns it is told no more. Sleeps.
+    fn unwant_acks(&self) {
+        let mut acks = self.acks.lock();
+        acks.wanted = acks.wanted.saturating_sub(1);
+        if acks.wanted == 0 {
+            acks.probe = None;
+        } else {
+            acks::wait();
+        }
+    }
+}
