@@ -85,7 +85,7 @@ fn interrupts(running: &Running, way: Way, gsi: u32, count: u32) -> Result<Vec<f
         // The guest takes it, and halts again.
         thread::sleep(Duration::from_millis(2));
         ensure!(
-            running.count(0, VECTOR) == number.into(),
+            running.count(0, VECTOR) == u64::from(number),
             "{} interrupts of {number}",
             running.count(0, VECTOR)
         );

@@ -28,10 +28,12 @@ fn kept_by_processors() -> Result<i64> {
     Ok(pages * super::PAGE as i64)
 }
 
-/// How much is in use that dropping caches does not bring back.
+/// How much is in use that dropping caches does not bring back, and that is not processes' own: what
+/// a test itself has freed, its allocator may keep.
 fn used() -> Result<i64> {
     fs::write("/proc/sys/vm/drop_caches", "3")?;
-    Ok(meminfo("MemTotal")? - meminfo("MemFree")? - kept_by_processors()?)
+    let free = meminfo("MemFree")? + meminfo("AnonPages")? + kept_by_processors()?;
+    Ok(meminfo("MemTotal")? - free)
 }
 
 /// What was in use before.
