@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] injects, [`storm`] has many VMs at once, [`delay`] makes races
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] injects, [`traced`] tells what went
+//! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races
 //! happen.
 
 pub mod bench;
@@ -16,4 +17,5 @@ pub mod stats;
 pub mod storm;
 pub mod table;
 pub mod trace;
+pub mod traced;
 pub mod tsc;
