@@ -123,7 +123,7 @@ impl Binding {
             (pending < PENDING).then_some(pending + 1)
         });
         match more {
-            Ok(_) => this.poke.enqueue(this.into()),
+            Ok(_) => this.poke.enqueue(Arc::from(this)),
             Err(_) => this.count(Ok(Taken::Coalesced)),
         }
     }

@@ -8,6 +8,7 @@
 //! - [`inject`] is injection from the shell.
 //! - [`bind`](mod@bind) checks what `KVMATE_BIND_IRQFD` asks for, and makes a [`binding::Binding`]: an eventfd and the
 //!   interrupt that it is. [`levels`] are those with resample, [`bindings`] is their table.
+//! - [`storm`] is many injections by a timer, [`storms`] the files that begin and end one.
 //!
 //! How an interrupt gets into a VM is [`crate::wrap::irq`]: what is routed to an MSI goes in with
 //! interrupts off, from any context; what is routed to pins from tasks and workers only.
@@ -24,7 +25,8 @@
 //! come first.
 //!
 //! 1. `Poke::acks` (mutex): the probe on EOIs, held over registering and grace periods. `Target::bindings`
-//!    (mutex). Neither in the other.
+//!    (mutex). `Storms::inner` (mutex): held while a storm is begun and ended; no timer and no worker takes
+//!    it. None in another.
 //! 2. `Levels::list` (spinlock): bindings with resample. Taken by tasks, and in the probe on EOIs, which
 //!    is a vCPU's task with interrupts on.
 //! 3. An eventfd's own lock (of its wait queue, interrupts off): calls of [`crate::wrap::eventfd::Signalled`]
@@ -37,7 +39,7 @@
 //!
 //! Everything that reaches into a VM does so behind its gate, and does nothing more when that is
 //! closed. When we go, lines that the shell holds up are lowered before gates are closed
-//! ([`target::Target::let_go`]).
+//! ([`target::Target::let_go`]), and storms are ended.
 //!
 //! - A binding's last descriptor is closed: [`binding`]. While one is open it holds the module, so that
 //!   there is none when we go.
@@ -51,11 +53,14 @@ mod binding;
 mod bindings;
 mod inject;
 mod levels;
+mod storm;
+mod storms;
 mod target;
 
 pub(crate) use bind::bind;
 pub(crate) use bindings::Bindings;
 pub(crate) use inject::{Inject, InjectStatus};
+pub(crate) use storms::{StormFile, StormStatus};
 pub(crate) use target::Target;
 
 use crate::wrap::{
@@ -63,12 +68,12 @@ use crate::wrap::{
     probes::Tracepoints,
     work_queue::WorkQueue,
 };
-use binding::Binding;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::{
     new_mutex, new_spinlock_irq,
     prelude::*,
-    sync::{Arc, Mutex, SpinLockIrq},
+    sync::{rcu::synchronize_rcu, Arc, Mutex, SpinLockIrq},
+    workqueue::RawWorkItem,
 };
 use levels::Levels;
 
@@ -97,7 +102,7 @@ pub(crate) struct Poke {
 impl Poke {
     /// Nothing is allowed yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let (queue, levels) = (WorkQueue::new(c"kvmate-irqfd")?, Levels::new()?);
+        let (queue, levels) = (WorkQueue::new(c"kvmate-poke")?, Levels::new()?);
         Arc::pin_init(
             pin_init!(Self {
                 allowed: AtomicBool::new(false),
@@ -114,9 +119,15 @@ impl Poke {
         self.allowed.load(Relaxed)
     }
 
-    /// Let the shell inject, or do not, from now on. Tells what was before.
+    /// Let the shell inject, or do not, from now on. Tells what was before. When it may not any
+    /// more, no storm delivers anything when this returns. Sleeps.
     pub(crate) fn allow(&self, on: bool) -> bool {
-        self.allowed.swap(on, Relaxed)
+        let before = self.allowed.swap(on, Relaxed);
+        if before && !on {
+            // Storms ask in a gate, where they are not preempted.
+            synchronize_rcu();
+        }
+        before
     }
 
     /// kvm is there, with these tracepoints.
@@ -137,11 +148,11 @@ impl Poke {
         drop(queue);
     }
 
-    /// Have the worker deliver what is pending. Any context.
-    fn enqueue(&self, binding: Arc<Binding>) {
+    /// Have the worker deliver what is pending of a binding, or due of a storm. Any context.
+    fn enqueue<W: RawWorkItem<0> + Send + 'static>(&self, work: W) {
         if let Some(queue) = &*self.queue.lock() {
             // Already queued: then it has not begun, and will see what is pending.
-            let _ = queue.enqueue(binding);
+            let _ = queue.enqueue(work);
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! It is a part of [`crate::see::Vm`], and is freed with it. See [`super`] for locks and ends.
 
-use super::{binding::Binding, inject::Told};
+use super::{binding::Binding, inject::Told, storm::State, storms::Storms};
 use crate::{
     pure::inject::GSIS,
     wrap::{gate::Gate, irq::Source},
@@ -31,6 +31,8 @@ pub(crate) struct Target {
     /// Those that are open, also when the VM has ended.
     #[pin]
     pub(super) bindings: Mutex<List<Binding, 0>>,
+    #[pin]
+    pub(crate) storms: Storms,
 }
 
 impl Target {
@@ -41,6 +43,7 @@ impl Target {
             held: [const { AtomicU64::new(0) }; WORDS],
             gone: AtomicBool::new(false),
             bindings <- new_mutex!(List::new()),
+            storms <- Storms::new(),
         })
     }
 
@@ -72,8 +75,9 @@ impl Target {
         }
     }
 
-    /// We go: lower all that is held up, and let nothing be held up any more.
+    /// We go: end the storm, lower all that is held up, and let nothing be held up any more.
     pub(crate) fn let_go(&self, gate: &Gate) {
+        self.storms.stop(State::Ended);
         gate.enter(|vm| {
             self.gone.store(true, Relaxed);
             for (gsi, word) in (0..GSIS).step_by(64).zip(&self.held) {

@@ -65,7 +65,7 @@ pub enum Request {
 }
 
 /// A number: decimal, or hexadecimal after `0x`; no sign, no blank, at most 64 bits.
-fn number(word: &[u8]) -> Option<u64> {
+pub(super) fn number(word: &[u8]) -> Option<u64> {
     let (digits, radix) = match word.strip_prefix(b"0x") {
         Some(digits) => (digits, 16),
         None => (word, 10),
@@ -80,12 +80,12 @@ fn number(word: &[u8]) -> Option<u64> {
 }
 
 /// A number of at most 32 bits.
-fn number32(word: &[u8]) -> Option<u32> {
+pub(super) fn number32(word: &[u8]) -> Option<u32> {
     u32::try_from(number(word)?).ok()
 }
 
 /// The words of a line, which may end with a newline. `None`: more than fit.
-fn words<const N: usize>(text: &[u8]) -> Option<([&[u8]; N], usize)> {
+pub(super) fn words<const N: usize>(text: &[u8]) -> Option<([&[u8]; N], usize)> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let (mut words, mut count) = ([&[] as &[u8]; N], 0);
     for word in text.split(|&byte| byte == b' ').filter(|w| !w.is_empty()) {

@@ -14,4 +14,5 @@ pub mod layout;
 pub mod log_linear;
 pub mod range;
 pub mod reason;
+pub mod storm;
 pub mod text;

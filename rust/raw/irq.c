@@ -53,6 +53,50 @@ out:
 	return error;
 }
 
+/* What a GSI is routed to, one of KVM_IRQ_ROUTING_*. -ENOENT: nothing. */
+int kvmate_irq_type(struct kvm *kvm, u32 gsi)
+{
+	struct kvm_kernel_irq_routing_entry *entry;
+	struct kvm_irq_routing_table *table;
+	int index, type = -ENOENT;
+
+	index = srcu_read_lock(&kvm->irq_srcu);
+	table = routing(kvm);
+	if (gsi >= table->nr_rt_entries)
+		goto out;
+	gsi = array_index_nospec(gsi, table->nr_rt_entries);
+	hlist_for_each_entry(entry, &table->map[gsi], link)
+		type = entry->type;
+out:
+	srcu_read_unlock(&kvm->irq_srcu, index);
+	return type;
+}
+
+/* The entry of any GSI that is routed to an MSI. NULL: there is none. */
+static struct kvm_kernel_irq_routing_entry *any_msi(struct kvm_irq_routing_table *table)
+{
+	struct kvm_kernel_irq_routing_entry *entry;
+	u32 gsi;
+
+	for (gsi = table->nr_rt_entries; gsi--; ) {
+		hlist_for_each_entry(entry, &table->map[gsi], link) {
+			if (entry->type == KVM_IRQ_ROUTING_MSI)
+				return entry;
+		}
+	}
+	return NULL;
+}
+
+/* Whether any MSI can be delivered. */
+bool kvmate_irq_takes_msis(struct kvm *kvm)
+{
+	int index = srcu_read_lock(&kvm->irq_srcu);
+	bool takes = any_msi(routing(kvm));
+
+	srcu_read_unlock(&kvm->irq_srcu, index);
+	return takes;
+}
+
 /*
  * Deliver any MSI, by the function of any GSI that is routed to one (the highest, as a table ends
  * with the highest GSI that has a route). Also with interrupts off.
@@ -68,23 +112,15 @@ int kvmate_irq_set_msi(struct kvm *kvm, u64 address, u32 data, int *answer)
 		.msi.data = data,
 	};
 	struct kvm_kernel_irq_routing_entry *entry;
-	struct kvm_irq_routing_table *table;
 	int index, error = -ENXIO;
-	u32 gsi;
 
 	*answer = -1;
 	index = srcu_read_lock(&kvm->irq_srcu);
-	table = routing(kvm);
-	for (gsi = table->nr_rt_entries; gsi--; ) {
-		hlist_for_each_entry(entry, &table->map[gsi], link) {
-			if (entry->type != KVM_IRQ_ROUTING_MSI)
-				continue;
-			*answer = entry->set(&msi, kvm, KVM_USERSPACE_IRQ_SOURCE_ID, 1, false);
-			error = 0;
-			goto out;
-		}
+	entry = any_msi(routing(kvm));
+	if (entry) {
+		*answer = entry->set(&msi, kvm, KVM_USERSPACE_IRQ_SOURCE_ID, 1, false);
+		error = 0;
 	}
-out:
 	srcu_read_unlock(&kvm->irq_srcu, index);
 	return error;
 }

@@ -92,6 +92,8 @@ struct kvm *kvmate_file_vm(struct file *file);
 /* irq.c */
 int kvmate_irq_set(struct kvm *kvm, u32 gsi, int source, int level, bool pins, int *answer);
 int kvmate_irq_set_msi(struct kvm *kvm, u64 address, u32 data, int *answer);
+int kvmate_irq_type(struct kvm *kvm, u32 gsi);
+bool kvmate_irq_takes_msis(struct kvm *kvm);
 bool kvmate_irq_long_ids(struct kvm *kvm);
 bool kvmate_irq_full_chips(struct kvm *kvm);
 int kvmate_irq_gsi_of(struct kvm *kvm, unsigned int chip, unsigned int pin);

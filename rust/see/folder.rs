@@ -8,7 +8,7 @@ use super::{
     vm::{Vcpu, Vm},
 };
 use crate::{
-    poke::{Bindings, Inject, InjectStatus},
+    poke::{Bindings, Inject, InjectStatus, StormFile, StormStatus},
     wrap::debugfs::{Dir, File},
 };
 use kernel::{prelude::*, str::CString, sync::Arc};
@@ -21,7 +21,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 6],
+    _files: [File; 8],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -60,6 +60,8 @@ impl Folder {
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
         let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
+        let storm = StormFile::new(vm.clone(), registry.poke.clone());
+        let storm_status = StormStatus(vm.clone());
         Ok(Self {
             _files: [
                 File::table(c"exits", &dir, exits)?,
@@ -68,6 +70,8 @@ impl Folder {
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
                 File::table(c"bindings", &dir, bindings)?,
                 File::table(c"inject_status", &dir, Arc::new(status, GFP_KERNEL)?)?,
+                File::dialogue(c"storm", &dir, Arc::new(storm, GFP_KERNEL)?)?,
+                File::table(c"storm_status", &dir, Arc::new(storm_status, GFP_KERNEL)?)?,
             ],
             vcpus: KVec::new(),
             dir,

@@ -293,7 +293,8 @@ impl Registry {
         }
         self.hot.settle();
         for vm in ended.iter() {
-            // Opens the circle.
+            // Opens the circles.
+            vm.poke.storms.forget();
             let vcpus = mem::replace(&mut *vm.vcpus.lock(), KVVec::new());
             drop(vcpus);
         }

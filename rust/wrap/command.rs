@@ -3,7 +3,7 @@
 //!
 //! They own their module, as those of [`super::debugfs`].
 
-use super::debugfs::{Dir, File};
+use super::debugfs::{Dir, File, Table, TableOperations};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -28,6 +28,15 @@ impl File {
     /// A file that is only written, 0200.
     pub(crate) fn command<T: Command>(name: &CStr, dir: &Dir, command: Arc<T>) -> Result<Self> {
         Self::with_operations(name, dir, 0o200, command, &CommandOperations::<T>::VTABLE)
+    }
+
+    /// A file that takes commands and is read as a table, 0644.
+    pub(crate) fn dialogue<T: Command + Table>(
+        name: &CStr,
+        dir: &Dir,
+        value: Arc<T>,
+    ) -> Result<Self> {
+        Self::with_operations(name, dir, 0o644, value, &DialogueOperations::<T>::VTABLE)
     }
 }
 
@@ -54,6 +63,31 @@ impl<T: Command> CommandOperations<T> {
     ) -> isize {
         // SAFETY: The file is open; `simple_open()` put the inode's data there.
         let data = unsafe { (*file).private_data };
+        // SAFETY: A `T` that its `File` keeps until the file is removed, and removal waits for us.
+        run(unsafe { &*data.cast::<T>() }, buffer, length)
+    }
+}
+
+/// The operations of a file that is both: a table's, and a command's `write()`.
+struct DialogueOperations<T>(PhantomData<T>);
+
+impl<T: Command + Table> DialogueOperations<T> {
+    const VTABLE: bindings::file_operations = bindings::file_operations {
+        write: Some(Self::write),
+        ..TableOperations::<T>::VTABLE
+    };
+
+    /// # Safety
+    ///
+    /// `file` is one made by [`File::dialogue`] with a `T`, opened by [`TableOperations::open`].
+    unsafe extern "C" fn write(
+        file: *mut bindings::file,
+        buffer: *const c_char,
+        length: usize,
+        _: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The file is open; `single_open()` put a `seq_file` there, and the inode's data into it.
+        let data = unsafe { (*(*file).private_data.cast::<bindings::seq_file>()).private };
         // SAFETY: A `T` that its `File` keeps until the file is removed, and removal waits for us.
         run(unsafe { &*data.cast::<T>() }, buffer, length)
     }

@@ -195,10 +195,10 @@ impl File {
 }
 
 /// The operations of a table's file: `seq_file`'s, around `T::show`.
-struct TableOperations<T>(PhantomData<T>);
+pub(super) struct TableOperations<T>(PhantomData<T>);
 
 impl<T: Table> TableOperations<T> {
-    const VTABLE: bindings::file_operations = bindings::file_operations {
+    pub(super) const VTABLE: bindings::file_operations = bindings::file_operations {
         owner: this_module::<crate::LocalModule>().as_ptr(),
         open: Some(Self::open),
         read: Some(bindings::seq_read),
@@ -209,8 +209,11 @@ impl<T: Table> TableOperations<T> {
 
     /// # Safety
     ///
-    /// `inode` and `file` are of a file made by [`File::table`] with a `T`, being opened.
-    unsafe extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+    /// `inode` and `file` are of a file whose data is a `T`, being opened.
+    pub(super) unsafe extern "C" fn open(
+        inode: *mut bindings::inode,
+        file: *mut bindings::file,
+    ) -> c_int {
         // SAFETY: The inode is there; debugfs put the file's data into `i_private`.
         let data = unsafe { (*inode).i_private };
         // SAFETY: `file` is being opened, and `show` gets back the data it is made for.

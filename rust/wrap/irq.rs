@@ -52,7 +52,34 @@ impl Taken {
     }
 }
 
+/// What a GSI is routed to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Pins of the chips.
+    Pins,
+    /// An MSI.
+    Msi,
+}
+
 impl LiveVm<'_> {
+    /// What a GSI is routed to. `ENOENT`: nothing; `EOPNOTSUPP`: what we do not know. Any context.
+    pub(crate) fn route(self, gsi: u32) -> Result<Route> {
+        // SAFETY: A live VM (type invariant of `LiveVm`).
+        let routed = unsafe { raw::kvmate_irq_type(self.as_ptr().as_ptr(), gsi) };
+        match u32::try_from(routed) {
+            Ok(raw::ROUTED_TO_PINS) => Ok(Route::Pins),
+            Ok(raw::ROUTED_TO_MSI) => Ok(Route::Msi),
+            Ok(_) => Err(EOPNOTSUPP),
+            Err(_) => Err(ENOENT),
+        }
+    }
+
+    /// Whether any GSI is routed to an MSI, so that [`Self::send_msi`] can. Any context.
+    pub(crate) fn takes_msis(self) -> bool {
+        // SAFETY: A live VM (type invariant of `LiveVm`).
+        unsafe { raw::kvmate_irq_takes_msis(self.as_ptr().as_ptr()) }
+    }
+
     /// Deliver an MSI. `ENXIO`: no GSI is routed to one. Any context.
     pub(crate) fn send_msi(self, msi: Msi) -> Result<Taken> {
         let mut answer = 0;

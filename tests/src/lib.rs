@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`storm`] has many VMs at
-//! once, [`delay`] makes races happen, [`gmem`] makes memory files and holds, watches and starves them.
+//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
+//! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races happen, [`gmem`] makes memory
+//! files and holds, watches and starves them.
 
 pub mod bench;
 pub mod delay;
@@ -17,5 +18,6 @@ pub mod stats;
 pub mod storm;
 pub mod table;
 pub mod trace;
+pub mod traced;
 pub mod tsc;
 pub mod way;
