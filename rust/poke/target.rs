@@ -3,7 +3,7 @@
 //!
 //! It is a part of [`crate::see::Vm`], and is freed with it. See [`super`] for locks and ends.
 
-use super::{binding::Binding, inject::Told};
+use super::{binding::Binding, inject::Told, storm::Running};
 use crate::{
     pure::inject::GSIS,
     wrap::{gate::Gate, irq::Source},
@@ -31,6 +31,9 @@ pub(crate) struct Target {
     /// Those that are open, also when the VM has ended.
     #[pin]
     pub(super) bindings: Mutex<List<Binding, 0>>,
+    /// The last storm. It refers to the VM, until that has ended.
+    #[pin]
+    pub(super) storm: Mutex<Option<Running>>,
 }
 
 impl Target {
@@ -41,6 +44,7 @@ impl Target {
             held: [const { AtomicU64::new(0) }; WORDS],
             gone: AtomicBool::new(false),
             bindings <- new_mutex!(List::new()),
+            storm <- new_mutex!(None),
         })
     }
 
@@ -70,6 +74,12 @@ impl Target {
         } else {
             word.fetch_and(!bit, Relaxed);
         }
+    }
+
+    /// The VM has ended. Sleeps.
+    pub(crate) fn bury(&self) {
+        let last = self.storm.lock().take();
+        drop(last);
     }
 
     /// We go: lower all that is held up, and let nothing be held up any more.

@@ -109,6 +109,54 @@ pub fn parse(text: &[u8]) -> Option<Request> {
     }
 }
 
+/// What a storm is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// Edges of that GSI, or the MSI that it is routed to.
+    Gsi(u32),
+    /// That MSI.
+    Msi(Msi),
+}
+
+/// What is written to `storm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storm {
+    /// `gsi N count COUNT rate RATE`, `msi ADDRESS DATA count COUNT rate RATE`
+    Begin {
+        /// Of what.
+        of: Of,
+        /// How many, from 1 on.
+        count: u64,
+        /// How many a second, from 1 on.
+        rate: u64,
+    },
+    /// `stop`
+    Stop,
+}
+
+/// The most interrupts of a storm.
+const MANY: u64 = 1_000_000_000;
+
+/// What is asked of `storm`; `None` if that is nothing.
+pub fn parse_storm(text: &[u8]) -> Option<Storm> {
+    let (words, count) = words::<7>(text)?;
+    let (of, how) = match words.get(..count)? {
+        [b"stop"] => return Some(Storm::Stop),
+        [b"gsi", gsi, how @ ..] => (Of::Gsi(number32(gsi)?), how),
+        [b"msi", address, data, how @ ..] => {
+            let msi = Msi::new(number(address)?, number32(data)?)?;
+            (Of::Msi(msi), how)
+        }
+        _ => return None,
+    };
+    let [b"count", count, b"rate", rate] = how else {
+        return None;
+    };
+    let (count, rate) = (number(count)?, number(rate)?);
+    let fits = (1..=MANY).contains(&count) && (1..=super::pace::FASTEST).contains(&rate);
+    fits.then_some(Storm::Begin { of, count, rate })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +232,40 @@ mod tests {
     }
 
     #[test]
+    fn storms() {
+        let begin = |of, count, rate| Some(Storm::Begin { of, count, rate });
+        let msi = Of::Msi(Msi::new(0xfee0_0000, 0x4041).unwrap());
+        for (text, wanted) in [
+            ("stop", Some(Storm::Stop)),
+            ("stop\n", Some(Storm::Stop)),
+            ("gsi 10 count 1 rate 1", begin(Of::Gsi(10), 1, 1)),
+            (
+                "gsi 10 count 0x10 rate 1000000",
+                begin(Of::Gsi(10), 16, 1_000_000),
+            ),
+            (
+                "msi 0xfee00000 0x4041 count 1000000000 rate 5000\n",
+                begin(msi, MANY, 5000),
+            ),
+            ("stop now", None),
+            ("gsi 10", None),
+            ("gsi 10 count 5", None),
+            ("gsi 10 rate 5 count 5", None),
+            ("gsi 10 high count 5 rate 5", None),
+            ("gsi 10 count 0 rate 5", None),
+            ("gsi 10 count 5 rate 0", None),
+            ("gsi 10 count 5 rate 1000001", None),
+            ("gsi 10 count 1000000001 rate 5", None),
+            ("gsi 10 count 5 rate 5 count 5", None),
+            ("msi 0xfed00000 0x4041 count 5 rate 5", None),
+            ("nmi 0 count 5 rate 5", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_storm(text.as_bytes()), wanted, "{text:?}");
+        }
+    }
+
+    #[test]
     fn nmis() {
         let nmi = |vcpu, long| Msi::nmi(vcpu, long).map(|msi| (msi.address, msi.data));
         assert_eq!(nmi(0, false), Some((0xfee0_0000, 0x400)));
@@ -202,6 +284,7 @@ mod tests {
         #[test]
         fn any_bytes_do_no_harm(text: Vec<u8>) {
             parse(&text);
+            parse_storm(&text);
         }
 
         #[test]

@@ -11,6 +11,7 @@ pub mod exits;
 pub mod inject;
 pub mod layout;
 pub mod log_linear;
+pub mod pace;
 pub mod range;
 pub mod reason;
 pub mod text;

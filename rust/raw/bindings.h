@@ -15,6 +15,12 @@
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
 const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
+/* Where GSIs are routed to. */
+const unsigned int KVMATE_CONST_ROUTE_CHIP = KVM_IRQ_ROUTING_IRQCHIP;
+const unsigned int KVMATE_CONST_ROUTE_MSI = KVM_IRQ_ROUTING_MSI;
+const unsigned int KVMATE_CONST_CHIP_IOAPIC = KVM_IRQCHIP_IOAPIC;
+const unsigned long KVMATE_CONST_ROUTES = KVM_NR_IRQCHIPS;
+
 /*
  * Where the hot path reads. struct vcpu_svm, which is private, begins with the vCPU and a pointer
  * to the VMCB; that is taken as true only where it is proven (rust/wrap/exit_source.rs).

@@ -293,7 +293,8 @@ impl Registry {
         }
         self.hot.settle();
         for vm in ended.iter() {
-            // Opens the circle.
+            // Open circles.
+            vm.poke.bury();
             let vcpus = mem::replace(&mut *vm.vcpus.lock(), KVVec::new());
             drop(vcpus);
         }

@@ -3,7 +3,7 @@
 //!
 //! They own their module, as those of [`super::debugfs`].
 
-use super::debugfs::{Dir, File};
+use super::debugfs::{Dir, File, Table, TableOperations};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -28,6 +28,15 @@ impl File {
     /// A file that is only written, 0200.
     pub(crate) fn command<T: Command>(name: &CStr, dir: &Dir, command: Arc<T>) -> Result<Self> {
         Self::with_operations(name, dir, 0o200, command, &CommandOperations::<T>::VTABLE)
+    }
+
+    /// A table that takes commands too, 0644.
+    pub(crate) fn table_and_command<T: Table + Command>(
+        name: &CStr,
+        dir: &Dir,
+        both: Arc<T>,
+    ) -> Result<Self> {
+        Self::with_operations(name, dir, 0o644, both, &BothOperations::<T>::VTABLE)
     }
 }
 
@@ -55,6 +64,31 @@ impl<T: Command> CommandOperations<T> {
         // SAFETY: The file is open; `simple_open()` put the inode's data there.
         let data = unsafe { (*file).private_data };
         // SAFETY: A `T` that its `File` keeps until the file is removed, and removal waits for us.
+        run(unsafe { &*data.cast::<T>() }, buffer, length)
+    }
+}
+
+/// The operations of a file that is a table and takes commands.
+struct BothOperations<T>(PhantomData<T>);
+
+impl<T: Table + Command> BothOperations<T> {
+    const VTABLE: bindings::file_operations = bindings::file_operations {
+        write: Some(Self::write),
+        ..TableOperations::<T>::VTABLE
+    };
+
+    /// # Safety
+    ///
+    /// `file` is one made by [`File::table_and_command`] with a `T`.
+    unsafe extern "C" fn write(
+        file: *mut bindings::file,
+        buffer: *const c_char,
+        length: usize,
+        _: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The file is open; its inode has the data that it was made with.
+        let data = unsafe { (*(*file).f_inode).i_private };
+        // SAFETY: As in `CommandOperations::write`.
         run(unsafe { &*data.cast::<T>() }, buffer, length)
     }
 }

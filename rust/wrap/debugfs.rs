@@ -195,10 +195,10 @@ impl File {
 }
 
 /// The operations of a table's file: `seq_file`'s, around `T::show`.
-struct TableOperations<T>(PhantomData<T>);
+pub(super) struct TableOperations<T>(PhantomData<T>);
 
 impl<T: Table> TableOperations<T> {
-    const VTABLE: bindings::file_operations = bindings::file_operations {
+    pub(super) const VTABLE: bindings::file_operations = bindings::file_operations {
         owner: this_module::<crate::LocalModule>().as_ptr(),
         open: Some(Self::open),
         read: Some(bindings::seq_read),

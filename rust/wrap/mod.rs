@@ -16,6 +16,7 @@ pub(crate) mod exit_source;
 pub(crate) mod files;
 pub(crate) mod gate;
 pub(crate) mod irq;
+pub(crate) mod irqfds;
 pub(crate) mod kvm;
 pub(crate) mod kvm_module;
 pub(crate) mod layout;

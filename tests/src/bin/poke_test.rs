@@ -10,11 +10,12 @@ use kvmate_tests::{
     },
     ktap,
     module::Kvmate,
-    poke::{self, poked, Events, Poked, MSI, MSI_VECTOR, VECTOR},
+    poke::{self, poked, Events, Poked, MSI, MSI_VECTOR, PIN, VECTOR},
     seen, storm,
 };
 use nix::errno::Errno;
-use std::process::ExitCode;
+use std::{collections::BTreeMap, fs, os::fd::AsRawFd, process::ExitCode, time::Duration};
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 fn main() -> ExitCode {
     ktap::main(&[
@@ -29,6 +30,14 @@ fn main() -> ExitCode {
         ("levels", levels),
         ("levels_fall_with_the_module", levels_fall_with_the_module),
         ("one_vm_only", one_vm_only),
+        ("irqfds_of_kvm", irqfds_of_kvm),
+        ("irqfd_signalled", irqfd_signalled),
+        ("storm_refuses", storm_refuses),
+        ("storm_of_msis", storm_of_msis),
+        ("storm_of_edges", storm_of_edges),
+        ("storm_too_fast", storm_too_fast),
+        ("storm_stops", storm_stops),
+        ("storm_ends_with_the_vm", storm_ends_with_the_vm),
     ])
 }
 
@@ -151,6 +160,9 @@ fn no_such_thing() -> Result<()> {
         }
         refused(guest, &format!("gsi {MSI} high"), Errno::EOPNOTSUPP)?;
         refused(guest, &format!("gsi {MSI} low"), Errno::EOPNOTSUPP)?;
+        for gsi in [PIN, MSI, 4096, u32::MAX] {
+            refused(guest, &format!("irqfd {gsi}"), Errno::ENOTCONN)?;
+        }
         for vcpu in [1, 300, u32::MAX] {
             refused(guest, &format!("nmi {vcpu}"), Errno::ESRCH)?;
         }
@@ -326,4 +338,282 @@ fn one_vm_only() -> Result<()> {
         one.took(&[(VECTOR, 10), (0x71, 10)])
     })?;
     kvmate.unload()
+}
+
+/// KVM's irqfds as the VMM made them: GSI, route, and its descriptor.
+fn irqfds_of_kvm() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Level, |guest| {
+        let table = guest.file("irqfds");
+        let read = || -> Result<Vec<String>> {
+            let text = fs::read_to_string(&table)?;
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            ensure_eq!(lines.remove(0), "gsi route resample fd", "header");
+            lines.sort();
+            Ok(lines)
+        };
+        ensure_eq!(read()?, Vec::<String>::new(), "irqfds at first");
+        let fds: Vec<_> = (0..4)
+            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .collect::<std::io::Result<_>>()?;
+        let fd = |number: usize| fds[number].as_raw_fd();
+        let vm = &guest.running.vm.fd;
+        vm.register_irqfd(&fds[0], MSI)?;
+        vm.register_irqfd_with_resample(&fds[1], &fds[2], PIN)?;
+        vm.register_irqfd(&fds[3], 100)?;
+        let mut expected = vec![
+            format!("24 msi:0xfee00000:{MSI_VECTOR:#x} 0 {}", fd(0)),
+            format!("100 - 0 {}", fd(3)),
+        ];
+        let mut lines = read()?;
+        let at = lines.iter().position(|line| line.starts_with("10 "));
+        let pins = lines.remove(at.unwrap_or(0));
+        let [one, other] = ["ioapic:10,pic:10", "pic:10,ioapic:10"];
+        ensure!(
+            [one, other]
+                .map(|route| format!("10 {route} 1 {}", fd(1)))
+                .contains(&pins),
+            "{pins}"
+        );
+        expected.sort();
+        ensure_eq!(lines, expected, "the other irqfds");
+        vm.unregister_irqfd(&fds[0], MSI)?;
+        ensure_eq!(read()?.len(), 2, "irqfds without the first");
+        Ok(())
+    })?;
+    kvmate.unload()
+}
+
+/// Signalling one of KVM's is what a write by the VMM would have been.
+fn irqfd_signalled() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Level, |guest| {
+        let vm = &guest.running.vm.fd;
+        let (msi, eventfd, resample) = (
+            EventFd::new(EFD_NONBLOCK)?,
+            EventFd::new(EFD_NONBLOCK)?,
+            EventFd::new(EFD_NONBLOCK)?,
+        );
+        vm.register_irqfd(&msi, MSI)?;
+        vm.register_irqfd_with_resample(&eventfd, &resample, PIN)?;
+        for count in 1..=20 {
+            ensure_eq!(guest.inject("irqfd 24"), Ok(()), "irqfd 24");
+            ensure_eq!(guest.status()?, "irqfd 24: signalled", "status");
+            guest.until(MSI_VECTOR, count)?;
+            ensure_eq!(guest.inject("irqfd 10"), Ok(()), "irqfd 10");
+            guest.until(VECTOR, count)?;
+            storm::until("the VMM is told", || Ok(resample.read().is_ok()))?;
+        }
+        guest.took(&[(MSI_VECTOR, 20), (VECTOR, 20)])?;
+        vm.unregister_irqfd(&msi, MSI)?;
+        ensure_eq!(guest.inject("irqfd 24"), Err(Errno::ENOTCONN), "irqfd 24");
+        guest.took(&[(MSI_VECTOR, 20), (VECTOR, 20)])
+    })?;
+    kvmate.unload()
+}
+
+/// The table `storm`, by the columns' names.
+fn storm_of(guest: &Poked<'_>) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(guest.file("storm"))?;
+    let mut lines = text.lines();
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    ensure!(lines.next().is_none(), "{text}");
+    let names = names.split(' ').map(str::to_owned);
+    Ok(names.zip(values.split(' ').map(str::to_owned)).collect())
+}
+
+fn storm(guest: &Poked<'_>, text: &str) -> nix::Result<()> {
+    poke::write(&guest.file("storm"), text.as_bytes())
+}
+
+/// A number of that table.
+fn number(guest: &Poked<'_>, column: &str) -> Result<u64> {
+    Ok(storm_of(guest)?[column].parse()?)
+}
+
+fn until_done(guest: &Poked<'_>) -> Result<()> {
+    storm::until("the storm is done", || {
+        Ok(storm_of(guest)?["state"] == "done")
+    })
+}
+
+fn storm_refuses() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    poked(Trigger::Edge, |guest| {
+        let good = "gsi 10 count 5 rate 100";
+        ensure_eq!(storm(guest, good), Err(Errno::EPERM), "without the knob");
+        ensure_eq!(
+            storm(guest, "nonsense"),
+            Err(Errno::EPERM),
+            "without the knob"
+        );
+        kvmate.write("knobs/inject", "1")?;
+        for text in [
+            "",
+            "gsi 10",
+            "gsi 10 count 5",
+            "gsi 10 count 0 rate 5",
+            "gsi 10 count 5 rate 0",
+            "gsi 10 count 5 rate 1000001",
+            "gsi 10 high count 5 rate 5",
+            "nmi 0 count 5 rate 5",
+            "msi 0xfed00000 0x51 count 5 rate 5",
+            "stop now",
+        ] {
+            if !text.is_empty() {
+                ensure_eq!(storm(guest, text), Err(Errno::EINVAL), "{text:?}");
+            }
+        }
+        ensure_eq!(storm_of(guest)?["state"], "-", "the state");
+        guest.took(&[])?;
+        ensure_eq!(storm(guest, "stop"), Ok(()), "stop of none");
+        ensure_eq!(storm(guest, "gsi 10 count 1000 rate 10"), Ok(()), "slow");
+        ensure_eq!(storm(guest, good), Err(Errno::EBUSY), "another");
+        ensure_eq!(storm_of(guest)?["state"], "running", "the state");
+        kvmate.write("knobs/inject", "0")?;
+        ensure_eq!(storm(guest, "stop"), Ok(()), "stop without the knob");
+        ensure_eq!(storm_of(guest)?["state"], "stopped", "the state");
+        Ok(())
+    })?;
+    kvmate.unload()
+}
+
+/// A storm so slow that each is taken before the next comes, unless this machine stalls: then again.
+/// Whatever the guest had time for, KVM's events say how many went in, each making `each` of them.
+fn slowly(guest: &Poked<'_>, of: &str, vector: u8, each: usize) -> Result<()> {
+    for attempt in 1.. {
+        let (events, before) = (Events::begin()?, guest.seen(vector));
+        ensure_eq!(
+            storm(guest, &format!("{of} count 10 rate 20")),
+            Ok(()),
+            "{of}"
+        );
+        until_done(guest)?;
+        let found = storm_of(guest)?;
+        for (column, wanted) in [("sent", "10"), ("failed", "0")] {
+            ensure_eq!(found[column], wanted, "{column} of {of}");
+        }
+        guest.running.settled()?;
+        let seen = guest.seen(vector) - before;
+        // The test's own fence is one more.
+        ensure_eq!(events.read()?.len(), 10 * each + 1, "events of {of}");
+        if seen == 10 {
+            ensure_eq!(found["delivered"], "10", "delivered of {of}");
+            return Ok(());
+        }
+        ensure!(
+            attempt < 6 && seen < 10,
+            "{of}: the guest took {seen} of 10"
+        );
+    }
+    Ok(())
+}
+
+fn storm_of_msis() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Edge, |guest| {
+        slowly(guest, "msi 0xfee00000 0x71", 0x71, 1)?;
+        ensure_eq!(storm_of(guest)?["coalesced"], "-", "coalesced");
+        let seen = guest.seen(0x71);
+        // To nobody.
+        let nobody = "msi 0xfee07000 0x71 count 10 rate 1000";
+        ensure_eq!(storm(guest, nobody), Ok(()), "to nobody");
+        until_done(guest)?;
+        ensure_eq!(storm_of(guest)?["failed"], "10", "failed");
+        guest.took(&[(0x71, seen)])
+    })?;
+    kvmate.unload()
+}
+
+fn storm_of_edges() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Edge, |guest| {
+        // Up and down, at the IOAPIC and at the PIC.
+        slowly(guest, "gsi 10", VECTOR, 4)?;
+        slowly(guest, "gsi 24", MSI_VECTOR, 1)?;
+        let before = (guest.seen(VECTOR), guest.seen(MSI_VECTOR));
+        // No route.
+        ensure_eq!(storm(guest, "gsi 99 count 5 rate 500"), Ok(()), "no route");
+        until_done(guest)?;
+        ensure_eq!(storm_of(guest)?["failed"], "5", "failed");
+        guest.took(&[(VECTOR, before.0), (MSI_VECTOR, before.1)])
+    })?;
+    kvmate.unload()
+}
+
+/// At a rate that nothing here keeps all are sent all the same, and what the guest took is not more.
+fn storm_too_fast() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Edge, |guest| {
+        for (text, vector) in [
+            ("msi 0xfee00000 0x71 count 20000 rate 1000000", 0x71),
+            ("gsi 10 count 20000 rate 1000000", VECTOR),
+        ] {
+            ensure_eq!(storm(guest, text), Ok(()), "{text}");
+            until_done(guest)?;
+            let sent = number(guest, "sent")?;
+            ensure_eq!(sent, 20_000, "sent of {text}");
+            guest.running.settled()?;
+            let seen = guest.seen(vector);
+            ensure!(seen > 0 && seen <= 20_000, "{seen} of {text}");
+            if vector == VECTOR {
+                let coalesced = number(guest, "coalesced")?;
+                let delivered = number(guest, "delivered")?;
+                ensure_eq!(delivered + coalesced, 20_000, "by what the chips said");
+                ensure!(seen <= delivered, "{seen} of {delivered}");
+            }
+        }
+        Ok(())
+    })?;
+    kvmate.unload()
+}
+
+/// When `stop` has returned nothing more goes into the chips.
+fn storm_stops() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Edge, |guest| {
+        for text in [
+            "msi 0xfee00000 0x71 count 1000000 rate 100000",
+            "gsi 10 count 1000000 rate 100000",
+        ] {
+            for _ in 0..5 {
+                ensure_eq!(storm(guest, text), Ok(()), "{text}");
+                storm::until("it blows", || Ok(number(guest, "sent")? > 10))?;
+                ensure_eq!(storm(guest, "stop"), Ok(()), "stop");
+                let events = Events::begin()?;
+                let sent = number(guest, "sent")?;
+                std::thread::sleep(Duration::from_millis(20));
+                events.none("stop")?;
+                ensure_eq!(number(guest, "sent")?, sent, "sent after stop");
+                ensure_eq!(storm_of(guest)?["state"], "stopped", "the state");
+            }
+        }
+        Ok(())
+    })?;
+    kvmate.unload()
+}
+
+/// It keeps neither the VM nor the module.
+fn storm_ends_with_the_vm() -> Result<()> {
+    let kvmate = load()?;
+    for text in [
+        "msi 0xfee00000 0x71 count 1000000 rate 5000",
+        "gsi 10 count 1000000 rate 5000",
+    ] {
+        poked(Trigger::Edge, |guest| {
+            ensure_eq!(storm(guest, text), Ok(()), "{text}");
+            storm::until("it blows", || Ok(number(guest, "sent")? > 10))
+        })?;
+        storm::until("the VM has gone", || Ok(seen::names_of_vms()?.is_empty()))?;
+    }
+    // kvmate goes while one blows.
+    poked(Trigger::Edge, |guest| {
+        let text = "msi 0xfee00000 0x71 count 1000000 rate 5000";
+        ensure_eq!(storm(guest, text), Ok(()), "{text}");
+        storm::until("it blows", || Ok(number(guest, "sent")? > 10))?;
+        kvmate.unload()?;
+        let events = Events::begin()?;
+        std::thread::sleep(Duration::from_millis(20));
+        events.none("rmmod")
+    })
 }
