@@ -38,6 +38,8 @@ pub(super) enum Refusal {
     NoVcpu,
     /// A vCPU whose number is no APIC id that an MSI can be addressed to.
     NoAddress,
+    /// KVM has no irqfd of that GSI.
+    NoIrqfd,
     /// The VM has ended, or we go.
     Ended,
 }
@@ -49,7 +51,7 @@ impl Refusal {
             Self::NotUnderstood => (
                 EINVAL,
                 "EINVAL",
-                "not one of: gsi N, gsi N high, gsi N low, msi ADDRESS DATA, nmi VCPU",
+                "not one of: gsi N, gsi N high, gsi N low, msi ADDRESS DATA, nmi VCPU, irqfd GSI",
             ),
             Self::NoRoute => (ENOENT, "ENOENT", "the GSI has no route"),
             Self::NoMsiRoute => (
@@ -68,6 +70,7 @@ impl Refusal {
                 "ERANGE",
                 "an MSI cannot be addressed to that vCPU's APIC id",
             ),
+            Self::NoIrqfd => (ENOTCONN, "ENOTCONN", "the VMM has given KVM no irqfd of that GSI"),
             Self::Ended => (EIO, "EIO", "the VM has ended, or kvmate goes"),
         }
     }
@@ -79,6 +82,7 @@ impl From<Error> for Refusal {
         match error {
             ENOENT => Self::NoRoute,
             ENXIO => Self::NoMsiRoute,
+            ENOTCONN => Self::NoIrqfd,
             _ => Self::OtherRoute,
         }
     }
@@ -88,7 +92,8 @@ impl From<Error> for Refusal {
 #[derive(Clone, Copy)]
 pub(super) struct Told {
     request: Option<Request>,
-    outcome: Result<Taken, Refusal>,
+    /// What became of it; `None`: that is known to KVM only.
+    outcome: Result<Option<Taken>, Refusal>,
 }
 
 /// A request as it is shown again.
@@ -112,9 +117,10 @@ impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&Shown(self.request), f)?;
         match self.outcome {
-            Ok(Taken::Delivered) => f.write_str(": delivered"),
-            Ok(Taken::Coalesced) => f.write_str(": coalesced"),
-            Ok(Taken::Ignored) => f.write_str(": ignored"),
+            Ok(Some(Taken::Delivered)) => f.write_str(": delivered"),
+            Ok(Some(Taken::Coalesced)) => f.write_str(": coalesced"),
+            Ok(None) => f.write_str(": signalled"),
+            Ok(Some(Taken::Ignored)) => f.write_str(": ignored"),
             Err(refusal) => {
                 let (_, name, why) = refusal.errno();
                 write!(f, ": {name}: {why}")
@@ -150,15 +156,16 @@ impl Inject {
         Self { vm, poke }
     }
 
-    fn inject(&self, request: Request) -> Result<Taken, Refusal> {
-        match request {
+    fn inject(&self, request: Request) -> Result<Option<Taken>, Refusal> {
+        let taken = match request {
             Request::Gsi(gsi, Line::Edge) => self.edge(gsi),
             Request::Gsi(gsi, Line::High) => self.level(gsi, true),
             Request::Gsi(gsi, Line::Low) => self.level(gsi, false),
             Request::Msi(msi) => self.msi(msi),
             Request::Nmi(vcpu) => self.nmi(vcpu),
-            Request::Irqfd(_) => Err(Refusal::NotUnderstood),
-        }
+            Request::Irqfd(gsi) => return self.irqfd(gsi).map(|()| None),
+        };
+        taken.map(Some)
     }
 
     fn edge(&self, gsi: u32) -> Result<Taken, Refusal> {
@@ -187,6 +194,11 @@ impl Inject {
     fn msi(&self, msi: Msi) -> Result<Taken, Refusal> {
         let sent = self.vm.gate.enter_irq_off(|vm| vm.send_msi(msi));
         sent.ok_or(Refusal::Ended)?.map_err(Refusal::from)
+    }
+
+    fn irqfd(&self, gsi: u32) -> Result<(), Refusal> {
+        let signalled = self.vm.gate.enter(|vm| vm.signal_irqfd(gsi));
+        Ok(signalled.ok_or(Refusal::Ended)??)
     }
 
     fn nmi(&self, vcpu: u32) -> Result<Taken, Refusal> {

@@ -9,6 +9,7 @@
 //! - [`bind`](mod@bind) checks what `KVMATE_BIND_IRQFD` asks for, and makes a [`binding::Binding`]: an eventfd and the
 //!   interrupt that it is. [`levels`] are those with resample, [`bindings`] is their table.
 //! - [`storm`] is many injections by a timer, [`storms`] the files that begin and end one.
+//! - [`irqfds`] are KVM's own.
 //!
 //! How an interrupt gets into a VM is [`crate::wrap::irq`]: what is routed to an MSI goes in with
 //! interrupts off, from any context; what is routed to pins from tasks and workers only.
@@ -30,7 +31,8 @@
 //! 2. `Levels::list` (spinlock): bindings with resample. Taken by tasks, and in the probe on EOIs, which
 //!    is a vCPU's task with interrupts on.
 //! 3. An eventfd's own lock (of its wait queue, interrupts off): calls of [`crate::wrap::eventfd::Signalled`]
-//!    run under it. No eventfd is signalled inside 2, 4 or 5.
+//!    run under it. No eventfd is signalled inside 2 or 5,
+//!    nor inside 4 but those of KVM's irqfds, of which KVM is the only one that is told.
 //! 4. A gate of a VM (number 4 there), never two. Lines go up and down behind the one of tasks, so that
 //!    what is held up is known for sure.
 //! 5. `Target::told` (spinlock), `Poke::queue` (spinlock, interrupts off), innermost.
@@ -44,7 +46,8 @@
 //! - A binding's last descriptor is closed: [`binding`]. While one is open it holds the module, so that
 //!   there is none when we go.
 //! - The eventfd's last descriptor is closed: the binding keeps the eventfd's context and does nothing.
-//! - The VM ends: its gate is closed; what is signalled from then on fails.
+//! - The VM ends: its gate is closed; what is signalled from then on fails. Its storm is taken away when it
+//!   is buried.
 //! - kvm goes: no VM is there any more, and the probe on EOIs goes with the tracepoints.
 //! - We go: no binding is there; the worker's queue is waited for before our code goes.
 
@@ -52,6 +55,7 @@ mod bind;
 mod binding;
 mod bindings;
 mod inject;
+mod irqfds;
 mod levels;
 mod storm;
 mod storms;
@@ -60,6 +64,7 @@ mod target;
 pub(crate) use bind::bind;
 pub(crate) use bindings::Bindings;
 pub(crate) use inject::{Inject, InjectStatus};
+pub(crate) use irqfds::Irqfds;
 pub(crate) use storms::{StormFile, StormStatus};
 pub(crate) use target::Target;
 

@@ -18,6 +18,12 @@ const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
 const unsigned int KVMATE_CONST_KVMATE_GMEM_CREATE = KVMATE_GMEM_CREATE;
 const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
+/* Where GSIs are routed to. */
+const unsigned int KVMATE_CONST_ROUTE_CHIP = KVM_IRQ_ROUTING_IRQCHIP;
+const unsigned int KVMATE_CONST_ROUTE_MSI = KVM_IRQ_ROUTING_MSI;
+const unsigned int KVMATE_CONST_CHIP_IOAPIC = KVM_IRQCHIP_IOAPIC;
+const unsigned long KVMATE_CONST_ROUTES = KVM_NR_IRQCHIPS;
+
 /*
  * For a file's pages: one that is looked for hard, and a large folio that one can do without.
  * Neither has anybody killed for it.

@@ -4,7 +4,9 @@
  * function wants a VM that cannot go away meanwhile. A GSI's entries are reached under
  * kvm->irq_srcu, and stay as they are until it is left.
  */
+#include <linux/eventfd.h>
 #include <linux/kvm_host.h>
+#include <linux/kvm_irqfd.h>
 #include <linux/nospec.h>
 #include "shim.h"
 
@@ -152,4 +154,80 @@ bool kvmate_irq_full_chips(struct kvm *kvm)
 bool kvmate_irq_long_ids(struct kvm *kvm)
 {
 	return kvm->arch.x2apic_format;
+}
+
+/* Every irqfd of KVM's own, with its lock held and interrupts off. */
+void kvmate_irqfd_each(struct kvm *kvm,
+		       void (*call)(void *data, u32 gsi, bool resample, struct eventfd_ctx *eventfd),
+		       void *data)
+{
+	struct kvm_kernel_irqfd *irqfd;
+
+	spin_lock_irq(&kvm->irqfds.lock);
+	list_for_each_entry(irqfd, &kvm->irqfds.items, list)
+		call(data, irqfd->gsi, irqfd->resampler, irqfd->eventfd);
+	spin_unlock_irq(&kvm->irqfds.lock);
+}
+
+/*
+ * Signal the eventfd of an irqfd of KVM's own. Who takes it off the list waits for kvm->irq_srcu
+ * before it lets go of the eventfd.
+ *
+ * -ENOTCONN: no irqfd has that GSI.
+ */
+int kvmate_irqfd_signal(struct kvm *kvm, u32 gsi)
+{
+	struct eventfd_ctx *eventfd = NULL;
+	struct kvm_kernel_irqfd *irqfd;
+	int index;
+
+	index = srcu_read_lock(&kvm->irq_srcu);
+	spin_lock_irq(&kvm->irqfds.lock);
+	list_for_each_entry(irqfd, &kvm->irqfds.items, list) {
+		if (irqfd->gsi == gsi) {
+			eventfd = irqfd->eventfd;
+			break;
+		}
+	}
+	spin_unlock_irq(&kvm->irqfds.lock);
+	if (eventfd)
+		eventfd_signal(eventfd);
+	srcu_read_unlock(&kvm->irq_srcu, index);
+	return eventfd ? 0 : -ENOTCONN;
+}
+
+/* Where a GSI is routed to: up to KVM_NR_IRQCHIPS places. How many. */
+unsigned int kvmate_irq_routes(struct kvm *kvm, u32 gsi, struct kvmate_route *routes)
+{
+	struct kvm_kernel_irq_routing_entry *entry;
+	struct kvm_irq_routing_table *table;
+	unsigned int count = 0;
+	int index;
+
+	index = srcu_read_lock(&kvm->irq_srcu);
+	table = routing(kvm);
+	if (gsi >= table->nr_rt_entries)
+		goto out;
+	gsi = array_index_nospec(gsi, table->nr_rt_entries);
+	hlist_for_each_entry(entry, &table->map[gsi], link) {
+		struct kvmate_route *route = &routes[count];
+
+		if (count == KVM_NR_IRQCHIPS)
+			break;
+		route->type = entry->type;
+		switch (entry->type) {
+		case KVM_IRQ_ROUTING_IRQCHIP:
+			route->chip = entry->irqchip.irqchip;
+			route->pin = entry->irqchip.pin;
+			break;
+		case KVM_IRQ_ROUTING_MSI:
+			route->address = (u64)entry->msi.address_hi << 32 | entry->msi.address_lo;
+			route->data = entry->msi.data;
+			break;
+		}
+		count++;
+	}
+out:
+	srcu_read_unlock(&kvm->irq_srcu, index);
+	return count;
 }

@@ -96,6 +96,20 @@ int kvmate_irq_type(struct kvm *kvm, u32 gsi);
 bool kvmate_irq_takes_msis(struct kvm *kvm);
 bool kvmate_irq_long_ids(struct kvm *kvm);
 bool kvmate_irq_full_chips(struct kvm *kvm);
+struct kvmate_route {
+	u32 type;
+	u32 chip;
+	u32 pin;
+	u32 data;
+	u64 address;
+};
+
+unsigned int kvmate_irq_routes(struct kvm *kvm, u32 gsi, struct kvmate_route *routes);
+void kvmate_irqfd_each(struct kvm *kvm,
+		       void (*call)(void *data, u32 gsi, bool resample,
+				    struct eventfd_ctx *eventfd),
+		       void *data);
+int kvmate_irqfd_signal(struct kvm *kvm, u32 gsi);
 int kvmate_irq_gsi_of(struct kvm *kvm, unsigned int chip, unsigned int pin);
 
 #endif /* _KVMATE_SHIM_H */

@@ -8,7 +8,7 @@ use super::{
     vm::{Vcpu, Vm},
 };
 use crate::{
-    poke::{Bindings, Inject, InjectStatus, StormFile, StormStatus},
+    poke::{Bindings, Inject, InjectStatus, Irqfds, StormFile, StormStatus},
     wrap::debugfs::{Dir, File},
 };
 use kernel::{prelude::*, str::CString, sync::Arc};
@@ -21,7 +21,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 8],
+    _files: [File; 9],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -59,6 +59,7 @@ impl Folder {
         let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
+        let irqfds = Arc::new(Irqfds(vm.clone()), GFP_KERNEL)?;
         let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         let storm = StormFile::new(vm.clone(), registry.poke.clone());
         let storm_status = StormStatus(vm.clone());
@@ -68,6 +69,7 @@ impl Folder {
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
+                File::table(c"irqfds", &dir, irqfds)?,
                 File::table(c"bindings", &dir, bindings)?,
                 File::table(c"inject_status", &dir, Arc::new(status, GFP_KERNEL)?)?,
                 File::dialogue(c"storm", &dir, Arc::new(storm, GFP_KERNEL)?)?,

@@ -114,6 +114,11 @@ impl Vm {
         self.gate.id()
     }
 
+    /// The number of the thread that made it.
+    pub(crate) fn maker(&self) -> u32 {
+        self.name.pid
+    }
+
     /// Whether it has ended.
     pub(super) fn ended(&self) -> bool {
         self.ended.load(Relaxed)

@@ -25,6 +25,16 @@ use kernel::{
 /// We own a reference to the context.
 pub(crate) struct EventFd(NonNull<bindings::eventfd_ctx>);
 
+/// Which eventfd; another one may have the same once all references to this one are gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventFdId(usize);
+
+impl EventFdId {
+    pub(super) fn of(context: *const bindings::eventfd_ctx) -> Self {
+        Self(context.addr())
+    }
+}
+
 // SAFETY: Contexts are used from any thread, under their own locks.
 unsafe impl Send for EventFd {}
 // SAFETY: As above.
@@ -38,6 +48,11 @@ impl EventFd {
         let context = context.map_err(|_| EPROTOTYPE)?;
         // INVARIANT: The reference just given.
         NonNull::new(context).map(Self).ok_or(EPROTOTYPE)
+    }
+
+    /// Which it is.
+    pub(crate) fn id(&self) -> EventFdId {
+        EventFdId::of(self.0.as_ptr())
     }
 
     /// Add 1 to it and wake who waits. Any context but a call of [`Signalled`].

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/fdtable.h`](srctree/include/linux/fdtable.h)
 
-use super::kvm::LiveVm;
+use super::{
+    eventfd::{EventFd, EventFdId},
+    kvm::LiveVm,
+};
 use crate::raw;
 use core::ptr::NonNull;
 use kernel::{bindings, fs::LocalFile};
@@ -55,6 +58,28 @@ pub(crate) fn vm_of(file: &LocalFile) -> Option<LiveVm<'_>> {
     let vm = NonNull::new(unsafe { raw::kvmate_vm_file_vm(file.as_ptr()) })?;
     // SAFETY: The VM's file keeps the VM, and the caller keeps the file.
     Some(unsafe { LiveVm::new(vm) })
+}
+
+/// Call `visit` for each eventfd that the task with that number has open, and its descriptor. Sleeps.
+pub(crate) fn each_eventfd(task: u32, mut visit: impl FnMut(EventFdId, u32)) {
+    let Ok(wanted) = i32::try_from(task) else {
+        return;
+    };
+    let mut number = wanted;
+    let Some(task) = TaskRef::at_or_after(&mut number).filter(|_| number == wanted) else {
+        return;
+    };
+    let mut fd = 0;
+    while let Some(file) = task.file_at_or_after(&mut fd) {
+        // SAFETY: A file that our reference keeps; only used to look what it is.
+        let local = unsafe { LocalFile::from_raw_file(file.0.as_ptr()) };
+        if let Ok(eventfd) = EventFd::of(local) {
+            visit(eventfd.id(), fd);
+        }
+        fd += 1;
+        // SAFETY: Process context.
+        unsafe { bindings::__cond_resched() };
+    }
 }
 
 /// Call `visit` for the VM behind each VM and vCPU file that some task has open. A VM is visited as

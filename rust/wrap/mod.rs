@@ -18,6 +18,7 @@ pub(crate) mod folio;
 pub(crate) mod gate;
 pub(crate) mod iov;
 pub(crate) mod irq;
+pub(crate) mod irqfds;
 pub(crate) mod kvm;
 pub(crate) mod kvm_module;
 pub(crate) mod layout;

@@ -36,13 +36,18 @@ POINT(made_before, "user space could have the vCPU; kvmate does not know if load
 POINT(made_after, "kvmate was told of the vCPU, and its maker has not returned to user space");
 POINT(ended, "kvm_arch_pre_destroy_vm() has returned, the routing is there still");
 POINT(destroy, "kvm_arch_destroy_vm() begins");
+POINT(woken, "an eventfd has told KVM's irqfd or kvmate's binding, under its lock");
+POINT(delivered, "an interrupt is about to go into the PIC or to the LAPICs, by whomever");
+POINT(unbound, "somebody is about to leave the wait queue of an eventfd");
+POINT(ack_before, "a guest has ended an interrupt; kvmate does not know");
+POINT(ack_after, "kvmate was told of that; KVM does not know");
 POINT(folder_made, "a debugfs folder is made, by whomever");
 POINT(file_removed, "a debugfs file or folder is removed, by a worker (KVM's tasks go on)");
 POINT(fault_made, "a memory file's page is found or made and locked, and not mapped yet");
 
 static unsigned int one_in = 1;
 module_param(one_in, uint, 0644);
-MODULE_PARM_DESC(one_in, "wait at exits and entries by chance only, once in so many");
+MODULE_PARM_DESC(one_in, "wait at exits, entries and interrupts by chance only, once in so many");
 
 static unsigned long vms_again;
 module_param(vms_again, ulong, 0444);
@@ -117,6 +122,24 @@ static int at_destroy(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
+static int at_woken(struct kprobe *probe, struct pt_regs *regs)
+{
+	wait_by_chance(&woken);
+	return 0;
+}
+
+static int at_delivered(struct kprobe *probe, struct pt_regs *regs)
+{
+	wait_by_chance(&delivered);
+	return 0;
+}
+
+static int at_unbound(struct kprobe *probe, struct pt_regs *regs)
+{
+	wait_by_chance(&unbound);
+	return 0;
+}
+
 static int at_folder_made(struct kprobe *probe, struct pt_regs *regs)
 {
 	wait_at(&folder_made);
@@ -160,6 +183,10 @@ static struct {
 	{ "kvm_arch_vcpu_postcreate", at_made },
 	{ "kvm_arch_pre_destroy_vm", at_end },
 	{ "kvm_arch_destroy_vm", at_destroy },
+	{ "eventfd_ctx_do_read", at_woken },
+	{ "kvm_set_msi", at_delivered },
+	{ "kvm_pic_set_irq", at_delivered },
+	{ "eventfd_ctx_remove_wait_queue", at_unbound },
 	{ "debugfs_create_dir", at_folder_made },
 	{ "debugfs_remove", at_file_removed },
 	{ "finish_fault", at_fault_made },
@@ -191,6 +218,11 @@ static void on_entry(void *point, struct kvm_vcpu *vcpu, bool force_immediate_ex
 	wait_by_chance(point);
 }
 
+static void on_ack(void *point, unsigned int irqchip, unsigned int pin)
+{
+	wait_by_chance(point);
+}
+
 static struct {
 	const char *name;
 	void *probe;
@@ -202,6 +234,8 @@ static struct {
 	{ "kvm_exit", on_exit, &exit_after, AFTER },
 	{ "kvm_entry", on_entry, &entry_before, BEFORE },
 	{ "kvm_entry", on_entry, &entry_after, AFTER },
+	{ "kvm_ack_irq", on_ack, &ack_before, BEFORE },
+	{ "kvm_ack_irq", on_ack, &ack_after, AFTER },
 };
 
 static void detach(void)

@@ -10,11 +10,12 @@ use kvmate_tests::{
     },
     ktap,
     module::Kvmate,
-    poke::{self, poked, Events, Poked, MSI, MSI_VECTOR, VECTOR},
+    poke::{self, poked, Events, Poked, MSI, MSI_VECTOR, PIN, VECTOR},
     seen, storm,
 };
 use nix::errno::Errno;
-use std::process::ExitCode;
+use std::{collections::BTreeMap, fs, os::fd::AsRawFd, process::ExitCode, time::Duration};
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 fn main() -> ExitCode {
     ktap::main(&[
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
         ("levels", levels),
         ("levels_fall_with_the_module", levels_fall_with_the_module),
         ("one_vm_only", one_vm_only),
+        ("irqfds_of_kvm", irqfds_of_kvm),
+        ("irqfd_signalled", irqfd_signalled),
     ])
 }
 
@@ -151,6 +154,9 @@ fn no_such_thing() -> Result<()> {
         }
         refused(guest, &format!("gsi {MSI} high"), Errno::EOPNOTSUPP)?;
         refused(guest, &format!("gsi {MSI} low"), Errno::EOPNOTSUPP)?;
+        for gsi in [PIN, MSI, 4096, u32::MAX] {
+            refused(guest, &format!("irqfd {gsi}"), Errno::ENOTCONN)?;
+        }
         for vcpu in [1, 300, u32::MAX] {
             refused(guest, &format!("nmi {vcpu}"), Errno::ESRCH)?;
         }
@@ -324,6 +330,78 @@ fn one_vm_only() -> Result<()> {
             other.took(&[(VECTOR, 1)])
         })?;
         one.took(&[(VECTOR, 10), (0x71, 10)])
+    })?;
+    kvmate.unload()
+}
+
+/// KVM's irqfds as the VMM made them: GSI, route, and its descriptor.
+fn irqfds_of_kvm() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Level, |guest| {
+        let table = guest.file("irqfds");
+        let read = || -> Result<Vec<String>> {
+            let text = fs::read_to_string(&table)?;
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            ensure_eq!(lines.remove(0), "gsi route resample fd", "header");
+            lines.sort();
+            Ok(lines)
+        };
+        ensure_eq!(read()?, Vec::<String>::new(), "irqfds at first");
+        let fds: Vec<_> = (0..4)
+            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .collect::<std::io::Result<_>>()?;
+        let fd = |number: usize| fds[number].as_raw_fd();
+        let vm = &guest.running.vm.fd;
+        vm.register_irqfd(&fds[0], MSI)?;
+        vm.register_irqfd_with_resample(&fds[1], &fds[2], PIN)?;
+        vm.register_irqfd(&fds[3], 100)?;
+        let mut expected = vec![
+            format!("24 msi:0xfee00000:{MSI_VECTOR:#x} 0 {}", fd(0)),
+            format!("100 - 0 {}", fd(3)),
+        ];
+        let mut lines = read()?;
+        let at = lines.iter().position(|line| line.starts_with("10 "));
+        let pins = lines.remove(at.unwrap_or(0));
+        let [one, other] = ["ioapic:10,pic:10", "pic:10,ioapic:10"];
+        ensure!(
+            [one, other]
+                .map(|route| format!("10 {route} 1 {}", fd(1)))
+                .contains(&pins),
+            "{pins}"
+        );
+        expected.sort();
+        ensure_eq!(lines, expected, "the other irqfds");
+        vm.unregister_irqfd(&fds[0], MSI)?;
+        ensure_eq!(read()?.len(), 2, "irqfds without the first");
+        Ok(())
+    })?;
+    kvmate.unload()
+}
+
+/// Signalling one of KVM's is what a write by the VMM would have been.
+fn irqfd_signalled() -> Result<()> {
+    let kvmate = load()?;
+    poked(Trigger::Level, |guest| {
+        let vm = &guest.running.vm.fd;
+        let (msi, eventfd, resample) = (
+            EventFd::new(EFD_NONBLOCK)?,
+            EventFd::new(EFD_NONBLOCK)?,
+            EventFd::new(EFD_NONBLOCK)?,
+        );
+        vm.register_irqfd(&msi, MSI)?;
+        vm.register_irqfd_with_resample(&eventfd, &resample, PIN)?;
+        for count in 1..=20 {
+            ensure_eq!(guest.inject("irqfd 24"), Ok(()), "irqfd 24");
+            ensure_eq!(guest.status()?, "irqfd 24: signalled", "status");
+            guest.until(MSI_VECTOR, count)?;
+            ensure_eq!(guest.inject("irqfd 10"), Ok(()), "irqfd 10");
+            guest.until(VECTOR, count)?;
+            storm::until("the VMM is told", || Ok(resample.read().is_ok()))?;
+        }
+        guest.took(&[(MSI_VECTOR, 20), (VECTOR, 20)])?;
+        vm.unregister_irqfd(&msi, MSI)?;
+        ensure_eq!(guest.inject("irqfd 24"), Err(Errno::ENOTCONN), "irqfd 24");
+        guest.took(&[(MSI_VECTOR, 20), (VECTOR, 20)])
     })?;
     kvmate.unload()
 }
