@@ -14,7 +14,7 @@ use kvmate_tests::{
     seen, storm,
 };
 use nix::errno::Errno;
-use std::{collections::BTreeMap, fs, os::fd::AsRawFd, process::ExitCode, time::Duration};
+use std::{fs, os::fd::AsRawFd, process::ExitCode};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 fn main() -> ExitCode {
