@@ -80,15 +80,15 @@ struct kvmate_gmem {
  * where offset and size allow and there is memory, else in smaller folios, down to 4 KiB. It lives
  * until its last descriptor and mapping go, and holds the module until then.
  *
- * Its memory is charged to the memory cgroup of who touches it first (in a mapping: whose mapping it
- * is). It counts there as file, file_thp, file_mapped and unevictable, in /proc/meminfo in Cached,
- * Unevictable, FileHugePages, Mapped and FilePmdMapped, and not in MemAvailable: it is never swapped,
- * written back or reclaimed. smaps shows it as Rss, dirty, and FilePmdMapped where mapped by PMD;
- * /proc/PID/status as RssFile.
+ * Its memory is charged to the memory cgroup of who touches it first (in a mapping: whose mapping
+ * it is). It counts there as file, file_thp, file_mapped and unevictable, in /proc/meminfo in
+ * Cached, Unevictable, FileHugePages, Mapped and FilePmdMapped, and not in MemAvailable: it is
+ * never swapped, written back or reclaimed. smaps shows it as Rss, dirty, and FilePmdMapped where
+ * mapped by PMD; /proc/PID/status as RssFile.
  *
  * With KVMATE_GMEM_NODE every allocation is from that node or fails; without it the task's memory
- * policy chooses. mbind(), which sets the policy of a mapping, does not matter. What is there may be
- * moved to another node by who asks for it (move_pages(), NUMA balancing).
+ * policy chooses. mbind(), which sets the policy of a mapping, does not matter. What is there may
+ * be moved to another node by who asks for it (move_pages(), NUMA balancing).
  *
  * Errors: EINVAL (size, an unknown flag, a node that has no memory or no flag, a name without end,
  * reserved not zero), EFAULT, EMFILE, ENFILE, ENOMEM.
@@ -117,8 +117,8 @@ struct kvmate_gmem {
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
  * A larger folio over an edge of the range is split for that. While somebody else holds a page of
  * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with, it cannot be
- * split: then its part of the range is zeroed and the memory stays, which is no error and is counted
- * (gmem/INO/info in debugfs).
+ * split: then its part of the range is zeroed and the memory stays, which is no error and is
+ * counted (gmem/INO/info in debugfs).
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
 

@@ -28,10 +28,10 @@
 //! # A punch
 //!
 //! Alone with the mapping: unmap the whole pages of the hole everywhere (page tables, guests' by MMU
-//! notifiers); split the folios that reach over its two edges; look which still do, for a folio that
-//! somebody holds a reference to cannot be split; zero the bytes that stay; remove the whole folios
-//! between. Large holes go by parts of 1 GiB, between which signals are looked at; where the file has
-//! nothing they are passed over.
+//! notifiers), at once, for splitting and removing do it too, but folio by folio; split the folios that
+//! reach over its two edges; look which still do, for a folio that somebody holds a reference to cannot be
+//! split; zero the bytes that stay; remove the whole folios between. Large holes go by parts of 1 GiB,
+//! between which signals are looked at; where the file has nothing they are passed over.
 
 mod file;
 mod fill;

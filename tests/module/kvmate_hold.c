@@ -2,9 +2,9 @@
 /*
  * For tests only: holds a reference to a folio, or its lock, as anybody in the kernel may.
  *
- * /sys/kernel/debug/kvmate_hold/reference takes an address (8 bytes, of the writer's memory) and holds
- * the folio there until the descriptor is closed, up to 64 a descriptor. .../lock takes an address and
- * a number of microseconds (8 bytes each), and holds the folio's lock so long, asleep.
+ * /sys/kernel/debug/kvmate_hold/reference takes an address (8 bytes, of the writer's memory) and
+ * holds the folio there until the descriptor is closed, up to 64 a descriptor. .../lock takes an
+ * address and a number of microseconds (8 bytes each), and holds the folio's lock so long, asleep.
  */
 #include <linux/debugfs.h>
 #include <linux/delay.h>
@@ -14,6 +14,7 @@
 #include <linux/slab.h>
 
 struct held {
+	/* For the two below: threads may write through one descriptor. */
 	struct mutex lock;
 	unsigned int count;
 	struct folio *folios[64];

@@ -50,7 +50,7 @@ impl Before {
         Ok(Self(used()?))
     }
 
-    /// Now as much is in use as then. What was done between should take many times [`NOISE`] if it
+    /// Now as much is in use as then. What was done between should take many times 8 MiB if it
     /// gave nothing back.
     pub fn is_now(&self) -> Result<()> {
         let mut more = 0;
