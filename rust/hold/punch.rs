@@ -32,7 +32,7 @@ impl File {
             let Some(next) = mapping.next(hole.pages()) else {
                 break;
             };
-            let Some(hole) = hole.from_page(next.index) else {
+            let Some(hole) = hole.starting_at(next.index) else {
                 break;
             };
             let (part, behind) = hole.part(AT_ONCE);

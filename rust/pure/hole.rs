@@ -90,7 +90,7 @@ impl Hole {
     }
 
     /// It from that page on, if anything of it is there.
-    pub fn from_page(self, page: usize) -> Option<Self> {
+    pub fn starting_at(self, page: usize) -> Option<Self> {
         let start = self.bytes.start.max((page as u64) << PAGE_SHIFT);
         let bytes = start..self.bytes.end;
         (!bytes.is_empty()).then_some(Self { bytes })
@@ -213,12 +213,12 @@ mod tests {
         }
 
         #[test]
-        fn from_a_page(offset in 0..64 * PAGE, length in 1..64 * PAGE, page in 0usize..200) {
+        fn starting_at_a_page(offset in 0..64 * PAGE, length in 1..64 * PAGE, page in 0usize..200) {
             let hole = Hole::new(offset, length, u64::MAX).expect("no end");
             let pages = hole.pages();
             prop_assert!(pages.start as u64 * PAGE <= offset && offset < (pages.start as u64 + 1) * PAGE);
             prop_assert!((pages.end as u64 - 1) * PAGE < offset + length && offset + length <= pages.end as u64 * PAGE);
-            match hole.clone().from_page(page) {
+            match hole.clone().starting_at(page) {
                 Some(rest) => {
                     prop_assert_eq!(rest.bytes.start, offset.max(page as u64 * PAGE));
                     prop_assert_eq!(rest.bytes.end, offset + length);

@@ -124,6 +124,8 @@ fn allocate() -> Result<()> {
             let sites = each_site(
                 || {
                     let file = gmem::create(size, flags)?;
+                    // One page of data, and all else is to be had.
+                    fallocate(&file, 0, (size - PAGE) as i64, PAGE as i64)?;
                     file.write_all_at(b"data", size as u64 - 4)?;
                     Ok(file)
                 },
