@@ -5,8 +5,8 @@
 use super::{initrd, kernel, Console, Vmm, COMMAND_LINE, MEMORY};
 use anyhow::{anyhow, ensure, Context, Result};
 use kvm_bindings::{
-    kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
-    KVM_PIT_SPEAKER_DUMMY,
+    kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::{
@@ -14,15 +14,25 @@ use linux_loader::{
     configurator::{linux::LinuxBootConfigurator, BootConfigurator, BootParams},
     loader::{bootparam, bzimage::BzImage, load_cmdline, KernelLoader},
 };
-use nix::{fcntl::OFlag, unistd::pipe2};
+use nix::{
+    fcntl::OFlag,
+    libc::c_int,
+    sys::{
+        pthread::pthread_kill,
+        signal::{sigaction, SaFlags, SigAction, SigHandler, SigSet, Signal},
+    },
+    unistd::pipe2,
+};
 use std::{
     fs::File,
     io::Write,
+    os::unix::thread::JoinHandleExt,
     sync::{
         atomic::{AtomicBool, Ordering},
         Arc, Mutex,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vm_superio::{serial::NoEvents, Serial, Trigger};
@@ -69,6 +79,9 @@ impl Write for Input {
     }
 }
 
+/// Takes a thread out of KVM_RUN.
+extern "C" fn kick(_signal: c_int) {}
+
 /// A running VM. The descriptors go before the memory.
 pub struct RustVmm {
     runner: Option<JoinHandle<Result<()>>>,
@@ -109,8 +122,12 @@ impl RustVmm {
             unsafe { vm.set_user_memory_region(region) }?;
         }
         let vcpu = vm.create_vcpu(0)?;
-        vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
+        vcpu.set_cpuid2(&cpuid(&kvm)?)?;
         protected_mode(&vcpu, entry)?;
+
+        let kick = SigAction::new(SigHandler::Handler(kick), SaFlags::empty(), SigSet::empty());
+        // SAFETY: The handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR1, &kick) }?;
 
         let irq = EventFd::new(EFD_NONBLOCK)?;
         vm.register_irqfd(&irq, COM1_IRQ)?;
@@ -156,6 +173,12 @@ impl Vmm for RustVmm {
 impl Drop for RustVmm {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // A halted vCPU does not look: a signal takes it out of KVM, sooner or later.
+        while let Some(runner) = self.runner.as_ref().filter(|r| !r.is_finished()) {
+            pthread_kill(runner.as_pthread_t(), Signal::SIGUSR1)
+                .expect("a thread that is not joined");
+            thread::sleep(Duration::from_millis(10));
+        }
         // Whoever wanted to know how it went has asked before.
         let _ = self.join();
     }
@@ -195,6 +218,21 @@ fn load(memory: &GuestMemoryMmap) -> Result<u64> {
     }
     LinuxBootConfigurator::write_bootparams(&BootParams::new(&parameters, ZERO_PAGE), memory)?;
     Ok(loaded.kernel_load.0)
+}
+
+/// What KVM supports, for a machine with one processor. KVM tells the APIC ID of the processor that it
+/// is asked on; the guest's is 0.
+fn cpuid(kvm: &Kvm) -> Result<CpuId> {
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    for entry in cpuid.as_mut_slice() {
+        match entry.function {
+            1 => entry.ebx = (entry.ebx & 0xffff) | (1 << 16),
+            0xb | 0x1f => entry.edx = 0,
+            0x8000_001e => entry.eax = 0,
+            _ => {}
+        }
+    }
+    Ok(cpuid)
 }
 
 /// Flat 32-bit code and data, no paging; ESI tells where the parameters are.
