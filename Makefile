@@ -16,7 +16,7 @@ help:
 #: make run              a tour: set up, boot a guest, load kvmate beside kvm, show what it sees
 #: make test [T=GLOB]    set up and run the tests (custom kernel, SVM and VMX); T picks some
 #: make test-all         the same, and the debug and stock kernels
-#: make bench            what watching costs, kvmate beside ftrace, perf and bpftrace   [KERNEL=...]
+#: make bench            what watching and memory cost, kvmate beside others            [KERNEL=...]
 #: make check            format, lints, documentation, layers, shell scripts
 #: make shell            a shell in a guest with kvmate loaded     [KERNEL=custom|debug|stock|PATH]
 #: make kernel           only the kernel                           [KERNEL=...]

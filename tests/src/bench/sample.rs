@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{ensure, Context, Result};
 use std::{
     fs,
+    ops::{Add, Mul},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -25,13 +26,46 @@ pub const GUESTS: [(real::Program, &str); 2] = [
     (real::Program::Cpuid, "CPUID: exit, KVM, entry"),
 ];
 
-/// What an exit cost.
+/// What an exit cost, or whatever else is measured.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
     /// Ticks of the TSC: instructions, where the machine counts.
     pub ticks: f64,
     /// Nanoseconds.
     pub ns: f64,
+}
+
+impl Cost {
+    /// Begin to measure; what is returned tells the cost until it is called.
+    pub fn start() -> impl FnOnce() -> Self {
+        let (ticks, clock) = (ticks(), Instant::now());
+        move || Self {
+            ticks: (self::ticks() - ticks) as f64,
+            ns: clock.elapsed().as_nanos() as f64,
+        }
+    }
+}
+
+impl Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ticks: self.ticks + other.ticks,
+            ns: self.ns + other.ns,
+        }
+    }
+}
+
+impl Mul<f64> for Cost {
+    type Output = Self;
+
+    fn mul(self, factor: f64) -> Self {
+        Self {
+            ticks: self.ticks * factor,
+            ns: self.ns * factor,
+        }
+    }
 }
 
 /// A measurement of all guests.

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What watching KVM costs: runs in a guest, for `scripts/bench`, which says how.
+//! What watching KVM and holding memory cost: runs in a guest, for `scripts/bench`, which says how.
 //!
 //! `bench count EXITS TARGET`: instructions an exit, judged; the machine counts (`scripts/vm run
-//! --icount`). `bench inject COUNT TARGET`: instructions an interrupt, likewise. `bench time EXITS ROUNDS`: time. Status 0: all is well; 1: something failed, or this
-//! is no place to measure; 3: measured, but a target was missed. `bench sample EXITS FILE` is one
-//! measurement, run by the others.
+//! --icount`). `bench inject COUNT TARGET`: instructions an interrupt, likewise. `bench time EXITS
+//! ROUNDS`: time. `bench memory count MIB TARGET` and `bench memory time MIB ROUNDS`: the same of files
+//! of so many MiB. Status 0: all is well; 1: something failed, or this is no place to measure; 3:
+//! measured, but a target was missed. `bench sample EXITS FILE` is one measurement, run by the others.
 
 use anyhow::{bail, Context, Result};
 use kvmate_tests::bench::{
     inject,
+    memory::HOLDERS,
+    memory_table::{self, Figure},
     sample::{self, Sampler},
     table::{self, Outcome, Pass},
     watcher::{Watcher, WATCHERS},
@@ -23,6 +26,8 @@ const FOLDER: &str = "/tmp/kvmate-bench";
 const MISSED: u8 = 3;
 // A host's rare work (a tick, a callback) falls into one and not into another.
 const PASSES: u32 = 5;
+// Over some ten thousand pages little is left to chance.
+const MEMORY_PASSES: usize = 3;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -53,22 +58,15 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
                 .map(|n| bench.pass(&format!("counting, {n} of {PASSES}"), n == 1))
                 .collect();
             let missed = table::instructions(&passes, target);
-            Ok(match (passes.iter().any(table::failed), missed) {
-                (true, _) => ExitCode::FAILURE,
-                (false, 0) => ExitCode::SUCCESS,
-                _ => ExitCode::from(MISSED),
-            })
+            Ok(verdict(passes.iter().any(table::failed), missed))
         }
         ["inject", count, target] => {
             let (count, target) = (count.parse()?, target.parse().context("a target")?);
             sample::ticks_are_instructions()?;
             let release = release()?;
             println!("== Linux {release}: instructions an interrupt (median of {count}; the machine counts)");
-            Ok(match inject::instructions(count, target) {
-                (_, true) => ExitCode::FAILURE,
-                (0, false) => ExitCode::SUCCESS,
-                _ => ExitCode::from(MISSED),
-            })
+            let (missed, failed) = inject::instructions(count, target);
+            Ok(verdict(failed, missed))
         }
         ["time", exits, rounds] => {
             let bench = Bench::new(exits)?;
@@ -82,15 +80,57 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
             let failed = rounds.iter().any(table::failed);
             Ok(ExitCode::from(u8::from(failed)))
         }
+        ["memory", "count", mib, target] => {
+            let target = target.parse().context("a target")?;
+            sample::ticks_are_instructions()?;
+            memory(mib, "counting", MEMORY_PASSES, Figure::Instructions, target)
+        }
+        ["memory", "time", mib, rounds] => {
+            let rounds = rounds.parse().context("a number of rounds")?;
+            memory(mib, "timing", rounds, Figure::Nanoseconds, f64::INFINITY)
+        }
         _ => bail!(
-            "usage: bench count EXITS TARGET | inject COUNT TARGET | time EXITS ROUNDS | sample EXITS FILE"
+            "usage: bench [memory] count NUMBER TARGET | inject COUNT TARGET | [memory] time NUMBER ROUNDS | sample EXITS FILE"
         ),
+    }
+}
+
+fn verdict(failed: bool, missed: usize) -> ExitCode {
+    match (failed, missed) {
+        (true, _) => ExitCode::FAILURE,
+        (false, 0) => ExitCode::SUCCESS,
+        _ => ExitCode::from(MISSED),
     }
 }
 
 fn release() -> Result<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(release.trim().to_owned())
+}
+
+/// Every holder of memory, so many times.
+fn memory(mib: &str, how: &str, times: usize, figure: Figure, target: f64) -> Result<ExitCode> {
+    let size = mib.parse::<usize>().context("a number of MiB")? << 20;
+    let release = release()?;
+    println!("== Linux {release}: memory, over {mib} MiB (median of {times} passes, {how}; 4 KiB ones once)");
+    for holder in HOLDERS {
+        println!("{}: {}", holder.name(), holder.options());
+        // Has every path taken once.
+        let _ = holder.measure(8 << 20);
+    }
+    let pass = |pass: usize| -> memory_table::Pass {
+        let holders = HOLDERS.into_iter().filter(|h| pass == 1 || !h.is_small());
+        let measured = holders.map(|holder| {
+            let costs = holder.measure(size).map_err(|e| format!("{e:#}"));
+            let name = holder.name();
+            eprintln!("bench: {release}, {how}, {pass} of {times}: {name}");
+            (holder, costs)
+        });
+        measured.collect()
+    };
+    let passes: Vec<_> = (1..=times).map(pass).collect();
+    let missed = memory_table::show(&passes, figure, target);
+    Ok(verdict(passes.iter().any(memory_table::failed), missed))
 }
 
 struct Bench {
