@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         ("faults", faults),
         ("writes_and_reads", writes_and_reads),
         ("punches", punches),
+        ("nothing_to_split_with", nothing_to_split_with),
         ("no_page_at_all", no_page_at_all),
     ])
 }
@@ -269,6 +270,47 @@ fn punches() -> Result<()> {
                 },
             )?;
             println!("# punch of {length:#x} at {offset:#x}: {sites} sites, {kept} bytes kept");
+        }
+        Ok(())
+    })
+}
+
+/// A folio cannot be split for want of memory, however often it is tried: its part of the hole is
+/// zeroed, and kept.
+fn nothing_to_split_with() -> Result<()> {
+    with(|injection| {
+        let pattern: Vec<u8> = (0..2 * HUGE).map(|i| (i % 251) as u8 + 1).collect();
+        for (offset, length) in [(HUGE / 2 + 7, HUGE), (3 * PAGE, PAGE), (5, 2 * HUGE - 10)] {
+            let file = gmem::create(2 * HUGE, 0)?;
+            file.write_all_at(&pattern, 0)?;
+            let all = injection.all_objects()?;
+            let ended = child::run(|| match inject::willing() {
+                Ok(willing) if inject::fail_from_now(&willing) => punch(&file, offset, length)
+                    .err()
+                    .map_or(0, |error| error as i32),
+                _ => 99,
+            })?;
+            drop(all);
+            ensure_eq!(ended, Ended::By(0), "the punch");
+            let mut expected = pattern.clone();
+            expected[offset..offset + length].fill(0);
+            ensure!(gmem::bytes(&file)? == expected, "bytes, {offset:#x}");
+            let whole = (offset + length) / PAGE * PAGE - offset.div_ceil(PAGE) * PAGE;
+            let kept = info_of(&file, "punch_kept_unsplit")? as usize;
+            ensure_eq!(
+                allocated(&file)?,
+                2 * HUGE - whole + kept,
+                "st_blocks, {offset:#x}"
+            );
+            ensure!(kept > 0, "all was split without memory, {offset:#x}");
+            ensure_eq!(
+                info_of(&file, "punch_kept_referenced")?,
+                0,
+                "for a reference"
+            );
+            punch(&file, offset, length)?;
+            ensure_eq!(allocated(&file)?, 2 * HUGE - whole, "st_blocks with memory");
+            ensure!(gmem::bytes(&file)? == expected, "bytes then, {offset:#x}");
         }
         Ok(())
     })

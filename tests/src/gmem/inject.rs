@@ -41,15 +41,29 @@ impl Injection {
     /// While this is there, each allocation of pages fails of a task that has called
     /// [`fail_from_now`].
     pub fn all_pages(&self) -> Result<impl Drop> {
-        struct All;
-        impl Drop for All {
-            fn drop(&mut self) {
-                set("fail_page_alloc/probability", "0").expect("a file that was written before");
-            }
-        }
-        set("fail_page_alloc/task-filter", "Y")?;
-        set("fail_page_alloc/probability", "100")?;
-        Ok(All)
+        All::of("fail_page_alloc")
+    }
+
+    /// Likewise, each of the slab allocator's.
+    pub fn all_objects(&self) -> Result<impl Drop> {
+        All::of("failslab")
+    }
+}
+
+/// All allocations of a kind fail, while this is there.
+struct All(&'static str);
+
+impl All {
+    fn of(kind: &'static str) -> Result<Self> {
+        set(&format!("{kind}/task-filter"), "Y")?;
+        set(&format!("{kind}/probability"), "100")?;
+        Ok(Self(kind))
+    }
+}
+
+impl Drop for All {
+    fn drop(&mut self) {
+        set(&format!("{}/probability", self.0), "0").expect("a file that was written before");
     }
 }
 
@@ -59,6 +73,7 @@ impl Drop for Injection {
             .iter()
             .try_for_each(|name| set(&format!("{name}/ignore-gfp-wait"), "Y"))
             .and_then(|()| set("fail_page_alloc/task-filter", "N"))
+            .and_then(|()| set("failslab/task-filter", "N"))
             .and_then(|()| set("fail_function/inject", "\n"));
         if let Err(error) = back {
             eprintln!("# {error:#}");
