@@ -13,8 +13,8 @@
  *   EFAULT   the argument cannot be read or written
  *   EINVAL   a reserved field is not zero
  *
- * An open descriptor of /dev/kvmate, of a binding, or of a file below /sys/kernel/debug/kvmate that is kvmate's
- * own, holds the module: rmmod then fails with EWOULDBLOCK. Running VMs do not hold it.
+ * An open descriptor of /dev/kvmate, of a binding, or of a file below /sys/kernel/debug/kvmate that
+ * is kvmate's own, holds the module: rmmod then fails with EWOULDBLOCK. Running VMs do not hold it.
  *
  * The debugfs files and their errors are described in uapi/debugfs.md.
  */
@@ -171,14 +171,14 @@ struct kvmate_irqfd {
  *   EFAULT		the argument cannot be read
  *   EINVAL		an unknown flag, both flags, a reserved field that is not zero, a field that
  *			the flags do not use and that is not zero (resample_eventfd: -1), an
- *			msi_address that no APIC listens at (0xfee00000 to 0xfeefffff; bits 8 to 31 of
- *			a long APIC id from bit 40 on)
+ *			msi_address that no APIC listens at (0xfee00000 to 0xfeefffff; bits 8
+ *			to 31 of a long APIC id from bit 40 on)
  *   ERANGE		gsi is 4096 or more (no VM has such a GSI)
  *   EBADF		vm_fd, eventfd or resample_eventfd is not an open descriptor
  *   EBADFD		vm_fd is not a VM's
  *   EPROTOTYPE		eventfd or resample_eventfd is not an eventfd
- *   EOPNOTSUPP		VMs cannot be looked into: without KVMATE_FEATURE_POKE; debugfs' "layouts" and
- *			the kernel's log tell why
+ *   EOPNOTSUPP		VMs cannot be looked into: without KVMATE_FEATURE_POKE; debugfs'
+ *			"layouts" and the kernel's log tell why
  *   ENODEV		the VM is dead (KVM has given it up)
  *   ENXIO		KVMATE_IRQFD_RESAMPLE, and the VM has no PIC and IOAPIC in the kernel
  *			(KVM_CAP_SPLIT_IRQCHIP, or no KVM_CREATE_IRQCHIP yet)

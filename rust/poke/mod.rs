@@ -7,7 +7,7 @@
 //! - [`target::Target`] is what a VM has of this; a [`crate::see::Vm`] has one.
 //! - [`inject`] is injection from the shell.
 //! - [`bind`](mod@bind) checks what `KVMATE_BIND_IRQFD` asks for, and makes a [`binding::Binding`]: an eventfd and the
-//!   interrupt that it is. [`levels`] are those with resample, [`bindings`] is their table.
+//!   interrupt that it is. [`levels`] are those with resample, [`table`] shows all.
 //! - [`storm`] is many injections by a timer, [`storms`] the files that begin and end one.
 //! - [`irqfds`] are KVM's own.
 //!
@@ -53,19 +53,19 @@
 
 mod bind;
 mod binding;
-mod bindings;
 mod inject;
 mod irqfds;
 mod levels;
 mod storm;
 mod storms;
+mod table;
 mod target;
 
 pub(crate) use bind::bind;
-pub(crate) use bindings::Bindings;
 pub(crate) use inject::{Inject, InjectStatus};
 pub(crate) use irqfds::Irqfds;
 pub(crate) use storms::{StormFile, StormStatus};
+pub(crate) use table::Bindings;
 pub(crate) use target::Target;
 
 use crate::wrap::{

@@ -34,7 +34,7 @@ impl Msi {
         }
         let (low, high) = (vcpu as u64 & 0xff, vcpu as u64 >> 8);
         Some(Self {
-            address: 0xfee0_0000 | low << 12 | high << 40,
+            address: 0xfee0_0000 | (low << 12) | (high << 40),
             data: NMI,
         })
     }
@@ -210,7 +210,7 @@ mod tests {
             prop_assert_eq!(parse(format!("gsi {n}").as_bytes()), gsi);
             prop_assert_eq!(parse(format!("gsi {n:#x}").as_bytes()), gsi);
             prop_assert_eq!(parse(format!("gsi {n:#X}").as_bytes()), gsi);
-            let address = id << 40 | 0xfee0_0000 | rest;
+            let address = (id << 40) | 0xfee0_0000 | rest;
             let msi = Some(Request::Msi(Msi { address, data }));
             prop_assert_eq!(parse(format!("msi {address:#x} {data}").as_bytes()), msi);
         }

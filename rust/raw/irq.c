@@ -16,8 +16,8 @@ static struct kvm_irq_routing_table *routing(struct kvm *kvm)
 }
 
 /*
- * Set the level of a GSI for one source: with "pins" of one that is routed to pins, else of one that
- * is routed to an MSI, and then it may be called with interrupts off. What was answered is put
+ * Set the level of a GSI for one source: with "pins" of one that is routed to pins, else of one
+ * that is routed to an MSI, and then it may be called with interrupts off. What was answered is put
  * together as by kvm_set_irq(): below 0, ignored; 0, coalesced; above, delivered.
  *
  * -ENOENT: no route. -EWOULDBLOCK: to pins. -EOPNOTSUPP: to something else.
@@ -158,7 +158,8 @@ bool kvmate_irq_long_ids(struct kvm *kvm)
 
 /* Every irqfd of KVM's own, with its lock held and interrupts off. */
 void kvmate_irqfd_each(struct kvm *kvm,
-		       void (*call)(void *data, u32 gsi, bool resample, struct eventfd_ctx *eventfd),
+		       void (*call)(void *data, u32 gsi, bool resample,
+				    struct eventfd_ctx *eventfd),
 		       void *data)
 {
 	struct kvm_kernel_irqfd *irqfd;

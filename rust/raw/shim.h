@@ -44,8 +44,8 @@ struct workqueue_struct *kvmate_workqueue(const char *name);
 bool kvmate_on_hyperv(void);
 
 /*
- * Make "wake" the only priority waiter of an eventfd, whose file and context those are, and take out
- * what is in it: if there was something, "ready" is set. -EBUSY: it has one.
+ * Make "wake" the only priority waiter of an eventfd, whose file and context those are, and take
+ * out what is in it: if there was something, "ready" is set. -EBUSY: it has one.
  */
 int kvmate_eventfd_wait(struct file *file, struct eventfd_ctx *context, wait_queue_entry_t *entry,
 			wait_queue_func_t wake, bool *ready);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest to poke ([`irq`], one vCPU): the files of kvmate that inject into it, and KVM's trace
+//! A guest to poke ([`crate::guest::irq`], one vCPU): the files of kvmate that inject into it, and KVM's trace
 //! events as the judge of what went into the chips.
 
 use crate::{
@@ -136,7 +136,7 @@ impl Device {
     }
 
     /// `KVMATE_BIND_IRQFD`, at any address.
-    pub fn bind_at(&self, argument: *const kvmate_irqfd) -> nix::Result<Binding> {
+    pub fn bind_at(&self, argument: usize) -> nix::Result<Binding> {
         // SAFETY: The kernel checks both.
         let fd = unsafe { libc::ioctl(self.0.as_raw_fd(), KVMATE_BIND_IRQFD, argument) };
         // SAFETY: A new descriptor of ours.
@@ -145,7 +145,7 @@ impl Device {
 
     /// `KVMATE_BIND_IRQFD`
     pub fn bind(&self, asked: kvmate_irqfd) -> nix::Result<Binding> {
-        self.bind_at(&asked)
+        self.bind_at((&raw const asked).addr())
     }
 }
 
