@@ -3,7 +3,7 @@
 //!
 //! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`], [`long`] and
 //! [`irq`] put code and registers into it. A guest tells the test something by port I/O or through its
-//! memory. [`linux`] is a whole Linux, under VMMs as people use them.
+//! memory. [`linux`] and [`qemu`] are a whole Linux, under VMMs as people use them.
 
 pub mod irq;
 pub mod linux;
