@@ -613,7 +613,7 @@ fn too_fast() -> Result<()> {
     let mut log = Log::from_now()?;
     poked(Trigger::Edge, |guest| {
         let storm = Storm::of_guest(guest);
-        let count = u64::from(life::rounds(60)) * 1000;
+        let count = u64::from(life::rounds(60)) * 200;
         for target in ["msi 0xfee00000 0x71", "gsi 10"] {
             let text = format!("{target} count {count} rate 1000000");
             let begin = Instant::now();
