@@ -20,6 +20,9 @@ pub(super) const OBSERVE: Range = Range::SWITCH;
 /// `inject`: whether interrupts are injected from debugfs.
 const INJECT: Range = Range::SWITCH;
 
+/// `latency`: whether bindings' interrupts are timed.
+const LATENCY: Range = Range::SWITCH;
+
 /// `verbose`, and who asks it: whether changes are told in the log.
 #[derive(Clone)]
 pub(super) struct Log {
@@ -104,6 +107,29 @@ impl Number for Inject {
         }
         let before = self.poke.allow(value == 1);
         self.log.change("inject", before.into(), value);
+        Ok(())
+    }
+}
+
+/// The knob `latency`.
+pub(super) struct Latency {
+    pub(super) log: Log,
+    pub(super) poke: Arc<Poke>,
+}
+
+impl Number for Latency {
+    fn get(&self) -> u64 {
+        self.poke.times().into()
+    }
+
+    /// `EINVAL`: neither 0 nor 1. `ENOENT`: this KVM has no such tracepoints. Without kvm it takes effect
+    /// when kvm comes.
+    fn set(&self, value: u64) -> Result {
+        if !LATENCY.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.poke.time(value == 1)?;
+        self.log.change("latency", before.into(), value);
         Ok(())
     }
 }

@@ -13,7 +13,11 @@
 //! `closed` behind the gate of tasks, which the worker looks at there, so that what is still pending is
 //! not delivered; then it leaves the lists.
 
-use super::{levels::Levels, Poke};
+use super::{
+    latency::{Latency, Timed},
+    levels::Levels,
+    Poke,
+};
 use crate::{
     pure::inject::Msi,
     see::Vm,
@@ -84,6 +88,7 @@ pub(crate) struct Binding {
     pub(super) owed: AtomicBool,
     pub(super) hung_up: AtomicBool,
     pub(super) counts: Counts,
+    pub(super) timed: Arc<Timed>,
 }
 
 impl_list_arc_safe! {
@@ -130,7 +135,8 @@ impl Binding {
 
     /// Deliver one, in the worker.
     fn deliver(&self, vm: &InTask<'_>) {
-        let taken = match self.what {
+        let latency = &self.poke.latency;
+        let taken = latency.in_task(&self.timed, vm, |vm| match self.what {
             What::Level(gsi) => {
                 if self.up.load(Relaxed) {
                     Ok(Taken::Coalesced)
@@ -146,7 +152,7 @@ impl Binding {
             }
             What::Gsi(gsi) => vm.pulse_gsi(gsi),
             What::Msi(msi) => vm.send_msi(msi),
-        };
+        });
         self.count(taken);
     }
 
@@ -162,13 +168,21 @@ impl Binding {
 impl Signalled for Binding {
     fn signalled(this: ArcBorrow<'_, Self>) {
         this.counts.signalled.fetch_add(1, Relaxed);
+        let (latency, timed) = (&this.poke.latency, &this.timed);
+        let signalled = latency.signalled();
+        let gate = &this.vm.gate;
         let sent = match this.what {
-            What::Msi(msi) => this.vm.gate.enter_irq_off(|vm| vm.send_msi(msi)),
-            What::Gsi(gsi) => this.vm.gate.enter_irq_off(|vm| vm.send_gsi(gsi)),
+            What::Msi(msi) => gate
+                .enter_irq_off(|vm| latency.irq_off(timed, signalled, vm, |vm| vm.send_msi(msi))),
+            What::Gsi(gsi) => gate
+                .enter_irq_off(|vm| latency.irq_off(timed, signalled, vm, |vm| vm.send_gsi(gsi))),
             What::Level(_) => Some(Err(EAGAIN)),
         };
         match sent {
-            Some(Err(EAGAIN)) => Self::defer(this),
+            Some(Err(EAGAIN)) => {
+                Latency::wait(timed, signalled);
+                Self::defer(this)
+            }
             Some(taken) => this.count(taken),
             None => this.count(Err(ENODEV)),
         }
@@ -226,6 +240,7 @@ impl Bound {
         eventfd: &LocalFile,
         resample: Option<EventFd>,
     ) -> Result<Self> {
+        let timed = Timed::new()?;
         let binding = UniqueArc::pin_init(
             pin_init!(Binding {
                 of_vm <- ListLinks::new(),
@@ -241,6 +256,7 @@ impl Bound {
                 up: AtomicBool::new(false),
                 owed: AtomicBool::new(false),
                 hung_up: AtomicBool::new(false),
+                timed,
                 counts: Counts {
                     signalled: AtomicU64::new(0),
                     delivered: AtomicU64::new(0),

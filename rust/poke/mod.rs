@@ -8,6 +8,7 @@
 //! - [`inject`] is injection from the shell.
 //! - [`bind`](mod@bind) checks what `KVMATE_BIND_IRQFD` asks for, and makes a [`binding::Binding`]: an eventfd and the
 //!   interrupt that it is. [`levels`] are those with resample, [`table`] shows all.
+//! - [`latency`] times what bindings send.
 //! - [`storm`] is many injections by a timer, [`storms`] the files that begin and end one.
 //! - [`irqfds`] are KVM's own.
 //!
@@ -35,7 +36,8 @@
 //!    nor inside 4 but those of KVM's irqfds, of which KVM is the only one that is told.
 //! 4. A gate of a VM (number 4 there), never two. Lines go up and down behind the one of tasks, so that
 //!    what is held up is known for sure.
-//! 5. `Target::told` (spinlock), `Poke::queue` (spinlock, interrupts off), innermost.
+//! 5. `Latency::followed`, inside it `Timed::way` (spinlocks, interrupts off): taken in probes, also inside
+//!    KVM's locks. `Target::told` (spinlock), `Poke::queue` (spinlock, interrupts off), innermost.
 //!
 //! # Ends
 //!
@@ -48,13 +50,14 @@
 //! - The eventfd's last descriptor is closed: the binding keeps the eventfd's context and does nothing.
 //! - The VM ends: its gate is closed; what is signalled from then on fails. Its storm is taken away when it
 //!   is buried.
-//! - kvm goes: no VM is there any more, and the probe on EOIs goes with the tracepoints.
+//! - kvm goes: no VM is there any more, and all probes go with the tracepoints.
 //! - We go: no binding is there; the worker's queue is waited for before our code goes.
 
 mod bind;
 mod binding;
 mod inject;
 mod irqfds;
+mod latency;
 mod levels;
 mod storm;
 mod storms;
@@ -64,6 +67,7 @@ mod target;
 pub(crate) use bind::bind;
 pub(crate) use inject::{Inject, InjectStatus};
 pub(crate) use irqfds::Irqfds;
+pub(crate) use latency::LatencyTable;
 pub(crate) use storms::{StormFile, StormStatus};
 pub(crate) use table::Bindings;
 pub(crate) use target::Target;
@@ -71,6 +75,7 @@ pub(crate) use target::Target;
 use crate::wrap::{
     acks::{self, AckProbe},
     probes::Tracepoints,
+    way_probes::WayProbes,
     work_queue::WorkQueue,
 };
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -80,6 +85,7 @@ use kernel::{
     sync::{rcu::synchronize_rcu, Arc, Mutex, SpinLockIrq},
     workqueue::RawWorkItem,
 };
+use latency::Latency;
 use levels::Levels;
 
 /// The probe on EOIs, and what it needs.
@@ -89,6 +95,9 @@ struct Acks {
     /// How many bindings want it.
     wanted: usize,
     probe: Option<AckProbe<Levels>>,
+    /// `knobs/latency`
+    timing: bool,
+    ways: Option<WayProbes<Latency>>,
 }
 
 /// What all VMs share.
@@ -100,6 +109,7 @@ pub(crate) struct Poke {
     #[pin]
     queue: SpinLockIrq<Option<WorkQueue>>,
     levels: Arc<Levels>,
+    latency: Arc<Latency>,
     #[pin]
     acks: Mutex<Acks>,
 }
@@ -108,12 +118,20 @@ impl Poke {
     /// Nothing is allowed yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let (queue, levels) = (WorkQueue::new(c"kvmate-poke")?, Levels::new()?);
+        let latency = Latency::new()?;
         Arc::pin_init(
             pin_init!(Self {
                 allowed: AtomicBool::new(false),
                 queue <- new_spinlock_irq!(Some(queue)),
                 levels,
-                acks <- new_mutex!(Acks { tracepoints: None, wanted: 0, probe: None }),
+                latency,
+                acks <- new_mutex!(Acks {
+                    tracepoints: None,
+                    wanted: 0,
+                    probe: None,
+                    timing: false,
+                    ways: None,
+                }),
             }),
             GFP_KERNEL,
         )
@@ -137,7 +155,13 @@ impl Poke {
 
     /// kvm is there, with these tracepoints.
     pub(crate) fn kvm_is_there(&self, tracepoints: Tracepoints) {
-        self.acks.lock().tracepoints = Some(tracepoints);
+        let mut acks = self.acks.lock();
+        acks.tracepoints = Some(tracepoints);
+        if acks.timing {
+            if let Err(error) = self.probe_ways(&mut acks) {
+                pr_err!("latencies are not timed: {error:?}\n");
+            }
+        }
     }
 
     /// kvm goes.
@@ -145,6 +169,8 @@ impl Poke {
         let mut acks = self.acks.lock();
         acks.tracepoints = None;
         acks.probe = None;
+        self.latency.switch(false);
+        acks.ways = None;
     }
 
     /// We go: wait for the worker, which has nothing more to do, for no VM is known any more.
@@ -159,6 +185,34 @@ impl Poke {
             // Already queued: then it has not begun, and will see what is pending.
             let _ = queue.enqueue(work);
         }
+    }
+
+    /// Register what tells of interrupts' ways, if kvm is there.
+    fn probe_ways(&self, acks: &mut Acks) -> Result {
+        if let (None, Some(tracepoints)) = (&acks.ways, acks.tracepoints) {
+            let sending = self.latency.sending.clone();
+            let probes = WayProbes::register(tracepoints, self.latency.clone(), sending)?;
+            acks.ways = Some(probes);
+            self.latency.switch(true);
+        }
+        Ok(())
+    }
+
+    /// Whether bindings' interrupts are timed, where there is a kvm.
+    pub(crate) fn times(&self) -> bool {
+        self.acks.lock().timing
+    }
+
+    /// Time them, or do not, from now on. Tells what was before.
+    pub(crate) fn time(&self, on: bool) -> Result<bool> {
+        let mut acks = self.acks.lock();
+        if on {
+            self.probe_ways(&mut acks)?;
+        } else {
+            self.latency.switch(false);
+            acks.ways = None;
+        }
+        Ok(core::mem::replace(&mut acks.timing, on))
     }
 
     /// A binding has to be told of EOIs. `EOPNOTSUPP`: nobody tells.

@@ -10,6 +10,7 @@ pub mod cycles;
 pub mod exits;
 pub mod hole;
 pub mod inject;
+pub mod latency;
 pub mod layout;
 pub mod log_linear;
 pub mod range;

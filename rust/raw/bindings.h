@@ -58,8 +58,6 @@ const unsigned long KVMATE_CONST_VCPU_RAX = offsetof(struct kvm_vcpu, arch.regs)
 	VCPU_REGS_RAX * sizeof(unsigned long);
 const unsigned long KVMATE_CONST_VMCS_EXIT_REASON = VM_EXIT_REASON;
 const unsigned long KVMATE_CONST_VMCS_GUEST_RIP = GUEST_RIP;
-const unsigned int KVMATE_CONST_ROUTED_TO_PINS = KVM_IRQ_ROUTING_IRQCHIP;
-const unsigned int KVMATE_CONST_ROUTED_TO_MSI = KVM_IRQ_ROUTING_MSI;
 /* The tracepoint's "isa" argument. */
 const unsigned int KVMATE_CONST_ISA_VMX = 1;
 const unsigned int KVMATE_CONST_ISA_SVM = 2;

@@ -83,6 +83,23 @@ int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN])
 	return number;
 }
 
+/* The task that last ran the vCPU, and the current one: addresses to compare. */
+unsigned long kvmate_vcpu_pid(struct kvm_vcpu *vcpu)
+{
+	return (unsigned long)READ_ONCE(vcpu->pid);
+}
+
+unsigned long kvmate_current_pid(void)
+{
+	return (unsigned long)task_pid(current);
+}
+
+/* Which interrupts are being served on this CPU, one in another. */
+unsigned long kvmate_interrupts(void)
+{
+	return preempt_count() & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK);
+}
+
 /* The VMM's memory, to compare with. */
 struct mm_struct *kvmate_vm_mm(struct kvm *kvm)
 {

@@ -21,7 +21,7 @@ use kernel::{
     bindings::{
         address_space, bool_, eventfd_ctx, file, file_operations, folio, fs_context, ftrace_regs,
         gfp_t, inode, iov_iter, mem_cgroup, mm_struct, module, page, super_operations, task_struct,
-        tracepoint, u32_, u64_, wait_queue_entry_t, wait_queue_func_t, workqueue_struct,
+        tracepoint, u16_, u32_, u64_, u8_, wait_queue_entry_t, wait_queue_func_t, workqueue_struct,
     },
     ffi,
 };
@@ -35,6 +35,12 @@ pub(crate) struct kvm {
 /// KVM's vCPU: as above.
 #[repr(C)]
 pub(crate) struct kvm_vcpu {
+    contents: [u8; 0],
+}
+
+/// KVM's LAPIC: never looked into.
+#[repr(C)]
+pub(crate) struct kvm_lapic {
     contents: [u8; 0],
 }
 

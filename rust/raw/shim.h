@@ -12,6 +12,7 @@
 
 struct kvm;
 struct kvm_vcpu;
+struct kvm_lapic;
 
 extern const char kvmate_vermagic[];
 extern const char kvmate_release[];
@@ -21,6 +22,11 @@ typedef void (*kvmate_kvm_exit_probe)(void *data, struct kvm_vcpu *vcpu,
 				      unsigned int isa);
 typedef void (*kvmate_kvm_entry_probe)(void *data, struct kvm_vcpu *vcpu,
 				       bool force_immediate_exit);
+typedef void (*kvmate_kvm_apic_accept_irq_probe)(void *data, u32 apicid, u16 dm, u16 tm,
+						 u8 vec);
+typedef void (*kvmate_kvm_inj_virq_probe)(void *data, unsigned int vector, bool soft,
+					  bool reinjected);
+typedef void (*kvmate_kvm_eoi_probe)(void *data, struct kvm_lapic *apic, int vector);
 typedef void (*kvmate_kvm_ack_irq_probe)(void *data, unsigned int irqchip,
 					 unsigned int pin);
 
@@ -84,6 +90,9 @@ bool kvmate_vm_dead(struct kvm *kvm);
 struct kvm_vcpu *kvmate_vm_vcpu(struct kvm *kvm, int number);
 void kvmate_vm_each_vcpu(struct kvm *kvm, void (*call)(void *data, struct kvm_vcpu *vcpu),
 			 void *data);
+unsigned long kvmate_vcpu_pid(struct kvm_vcpu *vcpu);
+unsigned long kvmate_current_pid(void);
+unsigned long kvmate_interrupts(void);
 struct mm_struct *kvmate_vm_mm(struct kvm *kvm);
 bool kvmate_vm_is_run_here(struct kvm *kvm);
 struct kvm *kvmate_vm_file_vm(struct file *file);

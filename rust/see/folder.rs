@@ -8,7 +8,7 @@ use super::{
     vm::{Vcpu, Vm},
 };
 use crate::{
-    poke::{Bindings, Inject, InjectStatus, Irqfds, StormFile, StormStatus},
+    poke::{Bindings, Inject, InjectStatus, Irqfds, LatencyTable, StormFile, StormStatus},
     wrap::debugfs::{Dir, File},
 };
 use kernel::{prelude::*, str::CString, sync::Arc};
@@ -21,7 +21,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 9],
+    _files: [File; 10],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -60,6 +60,7 @@ impl Folder {
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
         let irqfds = Arc::new(Irqfds(vm.clone()), GFP_KERNEL)?;
+        let latency = Arc::new(LatencyTable(vm.clone()), GFP_KERNEL)?;
         let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         let storm = StormFile::new(vm.clone(), registry.poke.clone());
         let storm_status = StormStatus(vm.clone());
@@ -71,6 +72,7 @@ impl Folder {
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
                 File::table(c"irqfds", &dir, irqfds)?,
                 File::table(c"bindings", &dir, bindings)?,
+                File::table(c"latency", &dir, latency)?,
                 File::table(c"inject_status", &dir, Arc::new(status, GFP_KERNEL)?)?,
                 File::dialogue(c"storm", &dir, Arc::new(storm, GFP_KERNEL)?)?,
                 File::table(c"storm_status", &dir, Arc::new(storm_status, GFP_KERNEL)?)?,

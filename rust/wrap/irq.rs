@@ -67,8 +67,8 @@ impl LiveVm<'_> {
         // SAFETY: A live VM (type invariant of `LiveVm`).
         let routed = unsafe { raw::kvmate_irq_type(self.as_ptr().as_ptr(), gsi) };
         match u32::try_from(routed) {
-            Ok(raw::ROUTED_TO_PINS) => Ok(Route::Pins),
-            Ok(raw::ROUTED_TO_MSI) => Ok(Route::Msi),
+            Ok(raw::ROUTE_CHIP) => Ok(Route::Pins),
+            Ok(raw::ROUTE_MSI) => Ok(Route::Msi),
             Ok(_) => Err(EOPNOTSUPP),
             Err(_) => Err(ENOENT),
         }

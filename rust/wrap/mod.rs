@@ -35,4 +35,5 @@ pub(crate) mod sysfs;
 pub(crate) mod task_work;
 pub(crate) mod tsc;
 pub(crate) mod uabi;
+pub(crate) mod way_probes;
 pub(crate) mod work_queue;

@@ -53,6 +53,8 @@ pub(crate) struct Tracepoints {
     exit: NonNull<bindings::tracepoint>,
     entry: NonNull<bindings::tracepoint>,
     pub(super) ack: Option<NonNull<bindings::tracepoint>>,
+    /// `kvm_apic_accept_irq`, `kvm_inj_virq`, `kvm_eoi`
+    pub(super) way: Option<[NonNull<bindings::tracepoint>; 3]>,
 }
 
 // SAFETY: Pointers to what any thread may register probes at.
@@ -67,11 +69,19 @@ impl Tracepoints {
     pub(super) unsafe fn find(
         find: impl Fn(&CStr) -> *mut bindings::tracepoint,
     ) -> Option<Tracepoints> {
+        let way = || {
+            Some([
+                NonNull::new(find(c"kvm_apic_accept_irq"))?,
+                NonNull::new(find(c"kvm_inj_virq"))?,
+                NonNull::new(find(c"kvm_eoi"))?,
+            ])
+        };
         // INVARIANT: The caller's promise.
         Some(Tracepoints {
             exit: NonNull::new(find(c"kvm_exit"))?,
             entry: NonNull::new(find(c"kvm_entry"))?,
             ack: NonNull::new(find(c"kvm_ack_irq")),
+            way: way(),
         })
     }
 }
