@@ -48,7 +48,7 @@ fn tree() -> Result<()> {
     );
     ensure_eq!(
         names("knobs")?,
-        ["gmem_order", "inject", "observe", "verbose"],
+        ["gmem_order", "inject", "latency", "observe", "verbose"],
         "knobs"
     );
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
@@ -57,6 +57,7 @@ fn tree() -> Result<()> {
     for knob in [
         "knobs/gmem_order",
         "knobs/inject",
+        "knobs/latency",
         "knobs/observe",
         "knobs/verbose",
     ] {
