@@ -47,13 +47,17 @@ impl fmt::Display for Row<'_> {
             What::Level(_) => write!(f, " {}", number(&counts.resampled))?,
             _ => f.write_str(" -")?,
         }
-        f.write_str(match Error::from_errno(counts.why.load(Relaxed)) {
-            _ if failed == 0 => " -",
-            ENOENT => " no_route",
-            ENXIO => " no_msi_route",
-            ENODEV => " vm_ended",
-            EAGAIN => " ignored",
-            _ => " other_route",
+        // Why is written before it is counted.
+        f.write_str(if failed == 0 {
+            " -"
+        } else {
+            match Error::from_errno(counts.why.load(Relaxed)) {
+                ENOENT => " no_route",
+                ENXIO => " no_msi_route",
+                ENODEV => " vm_ended",
+                EAGAIN => " ignored",
+                _ => " other_route",
+            }
         })?;
         f.write_str(if binding.hung_up.load(Relaxed) {
             " closed"
