@@ -20,7 +20,7 @@ KV_JOBS=${KVMATE_JOBS:-$(($(nproc) + 1))}
 export KVMATE_CACHE=$KV_CACHE
 # shellcheck disable=SC2034 # for those who boot guests
 # What a guest's log must not say; run_tests looks for the same while a test runs.
-KV_COMPLAINTS='WARNING:|BUG:|Oops|KASAN: |UBSAN: |general protection fault|INFO: task|rcu: INFO|soft lockup|possible circular locking|inconsistent lock state|suspicious RCU usage|sleeping function called|ODEBUG|Call Trace:'
+KV_COMPLAINTS='WARNING:|BUG:|Oops|KASAN: |UBSAN: |general protection fault|INFO: task|rcu: INFO|soft lockup|possible circular locking|inconsistent lock state|suspicious RCU usage|sleeping function called|ODEBUG|Call Trace:|rust_kernel: attempted'
 
 # background CMD... : start it in a process group of its own; its number is in $!.
 background() {
