@@ -98,7 +98,7 @@ struct kvmate_gmem {
  *   mmap       MAP_SHARED; MAP_PRIVATE is EINVAL, PROT_EXEC EPERM. Mapped by PMD where the folio
  *              and the alignment allow. Reading or writing a hole allocates it; beyond the end, or
  *              where there is no memory (of the node, or below the cgroup's limit): SIGBUS. Nobody
- *              is killed for want of it
+ *              is killed for want of the file's pages; page tables are memory as any other
  *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL or
  *              EAGAIN: nothing merges a file's pages
  *   read       of a hole gives zeros and allocates nothing; EFAULT. Whole, but when killed
@@ -111,14 +111,17 @@ struct kvmate_gmem {
  *              nothing), EFBIG (overflow), EBADF (not open for writing)
  *   lseek      SEEK_DATA, SEEK_HOLE by pages; ENXIO at the end, behind it, and before 0
  *   fstat      st_blocks: the memory that the file has
- *   open       of /proc/PID/fd/N opens the same file again; O_TRUNC: EPERM; O_DIRECT: EINVAL
+ *   open       of /proc/PID/fd/N opens the same file again (mode 0600); O_TRUNC: EPERM; O_DIRECT:
+ *              EINVAL
+ *   fcntl      F_GET_SEALS, F_ADD_SEALS: EINVAL
+ *   ioctl      userfaultfd's MISSING and MINOR registrations are refused
  *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
  * A larger folio over an edge of the range is split for that. While somebody else holds a page of
- * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with, it cannot be
- * split: then its part of the range is zeroed and the memory stays, which is no error and is
- * counted (gmem/INO/info in debugfs).
+ * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with (the cgroup may
+ * be at its limit), it cannot be split: then its part of the range is zeroed and the memory stays,
+ * which is no error and is counted (gmem/INO/info in debugfs).
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
 
@@ -139,9 +142,12 @@ struct kvmate_gmem {
  *	EOI, after the line has gone down; else -1
  * @gsi: the GSI, below 4096; with KVMATE_IRQFD_MSI zero. Its route is looked up at each interrupt,
  *	so that it may be made later; without a route the interrupt is counted as failed. A route
- *	to an MSI delivers that; one to pins of chips raises and lowers them (an edge), or with
- *	KVMATE_IRQFD_RESAMPLE only raises them, until the guest's EOI: it lowers them, before KVM
- *	looks at them again. What is written while they are up coalesces
+ *	to an MSI delivers that; one to pins of chips raises and lowers them (an edge). With
+ *	KVMATE_IRQFD_RESAMPLE it must be one to pins, which it only raises, until the guest's EOI:
+ *	that lowers them, before KVM looks at them again. What is written while they are up
+ *	coalesces. The guest must have programmed the pin as level-triggered: of an edge's EOI
+ *	KVM tells only its own irqfds, so the second of those coalesces for ever. If the VMM takes
+ *	the route away while the line is up, the pin stays up (with KVM's own irqfd too)
  * @msi_data: with KVMATE_IRQFD_MSI the MSI's data, else zero
  * @msi_address: with KVMATE_IRQFD_MSI the MSI's address, else zero. The VM must have a GSI that is
  *	routed to an MSI, any, when an interrupt is to be delivered: else it is counted as failed
@@ -178,7 +184,8 @@ struct kvmate_irqfd {
  *   EBADFD		vm_fd is not a VM's
  *   EPROTOTYPE		eventfd or resample_eventfd is not an eventfd
  *   EOPNOTSUPP		VMs cannot be looked into: without KVMATE_FEATURE_POKE; debugfs'
- *			"layouts" and the kernel's log tell why
+ *			"layouts" and the kernel's log tell why. Or KVMATE_IRQFD_RESAMPLE, and
+ *			this KVM does not tell of EOIs
  *   ENODEV		the VM is dead (KVM has given it up)
  *   ENXIO		KVMATE_IRQFD_RESAMPLE, and the VM has no PIC and IOAPIC in the kernel
  *			(KVM_CAP_SPLIT_IRQCHIP, or no KVM_CREATE_IRQCHIP yet)
@@ -186,6 +193,6 @@ struct kvmate_irqfd {
  *   EMFILE, ENFILE	too many open files
  *   ENOMEM		short of memory
  */
-#define KVMATE_BIND_IRQFD	_IOWR(KVMATE_IOCTL_TYPE, 0x20, struct kvmate_irqfd)
+#define KVMATE_BIND_IRQFD	_IOW(KVMATE_IOCTL_TYPE, 0x20, struct kvmate_irqfd)
 
 #endif /* _UAPI_KVMATE_H */

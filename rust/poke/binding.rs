@@ -138,19 +138,16 @@ impl Binding {
         let latency = &self.poke.latency;
         let taken = latency.in_task(&self.timed, vm, |vm| match self.what {
             What::Level(gsi) => {
-                if self.up.load(Relaxed) {
-                    Ok(Taken::Coalesced)
-                } else {
-                    // Before, for the guest may end it before we are back.
-                    self.up.store(true, Relaxed);
-                    let taken = Levels::raise(vm, gsi);
-                    if taken.is_err() {
-                        self.up.store(false, Relaxed);
-                    }
-                    taken
+                // Before, for the guest may end it before we are back. Raised also when it is up: the
+                // VMM may have reset the chips meanwhile, which then know nothing of it.
+                let was_up = self.up.swap(true, Relaxed);
+                let taken = Levels::raise(vm, gsi);
+                if taken.is_err() && !was_up {
+                    self.up.store(false, Relaxed);
                 }
+                taken
             }
-            What::Gsi(gsi) => vm.pulse_gsi(gsi),
+            What::Gsi(gsi) => vm.edge_gsi(gsi),
             What::Msi(msi) => vm.send_msi(msi),
         });
         self.count(taken);

@@ -4,13 +4,14 @@
 //! A write is one interrupt, done when it returns. What became of it, or why it was refused, stands in
 //! `inject_status` until the next. Process context; see [`super`] for locks.
 
-use super::Poke;
+use super::{Permit, Poke};
 use crate::{
     pure::inject::{self as text, Line, Msi, Request},
     see::Vm,
     wrap::{
         command::Command,
         debugfs::Table,
+        gate::InTask,
         irq::{Source, Taken},
     },
 };
@@ -137,13 +138,12 @@ pub(crate) struct Inject {
 
 impl Command for Inject {
     fn run(&self, text: Option<&[u8]>) -> Result {
-        let (request, outcome) = if !self.poke.allowed() {
-            (None, Err(Refusal::NotAllowed))
-        } else {
-            match text.and_then(text::parse) {
-                Some(request) => (Some(request), self.inject(request)),
+        let (request, outcome) = match self.poke.permit() {
+            None => (None, Err(Refusal::NotAllowed)),
+            Some(permit) => match text.and_then(text::parse) {
+                Some(request) => (Some(request), self.inject(permit, request)),
                 None => (None, Err(Refusal::NotUnderstood)),
-            }
+            },
         };
         self.vm.poke.tell(Told { request, outcome });
         outcome.map(drop).map_err(|refusal| refusal.errno().0)
@@ -156,59 +156,42 @@ impl Inject {
         Self { vm, poke }
     }
 
-    fn inject(&self, request: Request) -> Result<Option<Taken>, Refusal> {
-        let taken = match request {
-            Request::Gsi(gsi, Line::Edge) => self.edge(gsi),
-            Request::Gsi(gsi, Line::High) => self.level(gsi, true),
-            Request::Gsi(gsi, Line::Low) => self.level(gsi, false),
-            Request::Msi(msi) => self.msi(msi),
-            Request::Nmi(vcpu) => self.nmi(vcpu),
-            Request::Irqfd(gsi) => return self.irqfd(gsi).map(|()| None),
-        };
-        taken.map(Some)
-    }
-
-    fn edge(&self, gsi: u32) -> Result<Taken, Refusal> {
-        let gate = &self.vm.gate;
-        match gate.enter_irq_off(|vm| vm.send_gsi(gsi)) {
-            Some(Err(EAGAIN)) => gate.enter(|vm| vm.pulse_gsi(gsi)),
-            done => done,
-        }
-        .ok_or(Refusal::Ended)?
-        .map_err(Refusal::from)
-    }
-
-    fn level(&self, gsi: u32, up: bool) -> Result<Taken, Refusal> {
-        let target = &self.vm.poke;
-        let set = self.vm.gate.enter(|vm| {
-            if up && !target.may_rise() {
-                return Err(Refusal::Ended);
+    fn inject(&self, permit: Permit, request: Request) -> Result<Option<Taken>, Refusal> {
+        let done = self.vm.gate.enter(|vm| {
+            if !self.poke.permits(permit) {
+                return Err(Refusal::NotAllowed);
             }
-            let taken = vm.set_gsi(gsi, Source::Held, up)?;
-            target.hold(gsi, up);
-            Ok(taken)
+            let taken = match request {
+                Request::Gsi(gsi, Line::Edge) => vm.edge_gsi(gsi)?,
+                Request::Gsi(gsi, Line::High) => self.level(&vm, gsi, true)?,
+                Request::Gsi(gsi, Line::Low) => self.level(&vm, gsi, false)?,
+                Request::Msi(msi) => vm.send_msi(msi)?,
+                Request::Nmi(vcpu) => Self::nmi(&vm, vcpu)?,
+                Request::Irqfd(gsi) => {
+                    vm.signal_irqfd(gsi)?;
+                    return Ok(None);
+                }
+            };
+            Ok(Some(taken))
         });
-        set.ok_or(Refusal::Ended)?
+        done.unwrap_or(Err(Refusal::Ended))
     }
 
-    fn msi(&self, msi: Msi) -> Result<Taken, Refusal> {
-        let sent = self.vm.gate.enter_irq_off(|vm| vm.send_msi(msi));
-        sent.ok_or(Refusal::Ended)?.map_err(Refusal::from)
+    fn level(&self, vm: &InTask<'_>, gsi: u32, up: bool) -> Result<Taken, Refusal> {
+        let target = &self.vm.poke;
+        if up && !target.may_rise() {
+            return Err(Refusal::Ended);
+        }
+        let taken = vm.set_gsi(gsi, Source::Held, up)?;
+        target.hold(gsi, up);
+        Ok(taken)
     }
 
-    fn irqfd(&self, gsi: u32) -> Result<(), Refusal> {
-        let signalled = self.vm.gate.enter(|vm| vm.signal_irqfd(gsi));
-        Ok(signalled.ok_or(Refusal::Ended)??)
-    }
-
-    fn nmi(&self, vcpu: u32) -> Result<Taken, Refusal> {
-        let sent = self.vm.gate.enter_irq_off(|vm| {
-            let number = i32::try_from(vcpu).map_err(|_| Refusal::NoVcpu)?;
-            vm.vcpu(number).ok_or(Refusal::NoVcpu)?;
-            let nmi = Msi::nmi(vcpu, vm.has_long_apic_ids()).ok_or(Refusal::NoAddress)?;
-            vm.send_msi(nmi).map_err(Refusal::from)
-        });
-        sent.ok_or(Refusal::Ended)?
+    fn nmi(vm: &InTask<'_>, vcpu: u32) -> Result<Taken, Refusal> {
+        let number = i32::try_from(vcpu).map_err(|_| Refusal::NoVcpu)?;
+        vm.vcpu(number).ok_or(Refusal::NoVcpu)?;
+        let nmi = Msi::nmi(vcpu, vm.has_long_apic_ids()).ok_or(Refusal::NoAddress)?;
+        Ok(vm.send_msi(nmi)?)
     }
 }
 

@@ -64,6 +64,11 @@ pub(super) struct Sender {
     signalled: u64,
 }
 
+/// How long an interrupt is followed, in cycles: a second.
+fn long() -> u64 {
+    u64::from(tsc::khz()) * 1000
+}
+
 type Slot = Option<(Followed<Runner>, Arc<Timed>)>;
 
 /// What is followed, of all VMs.
@@ -156,6 +161,8 @@ impl Latency {
         }
         let mut followed = self.followed.lock();
         if let Some(slot) = followed.get_mut(usize::from(vector)) {
+            // What nobody ended in time is not what is heard of now.
+            slot.take_if(|(one, _)| one.is_lost(tsc::now(), long()));
             what(slot);
             if slot.is_none() {
                 some.fetch_and(!bit, Relaxed);
@@ -169,14 +176,13 @@ impl Ways for Latency {
 
     fn accepted(this: ArcBorrow<'_, Self>, sender: &Sender, vcpu: Runner, vector: u8) {
         let new = Followed::new(vcpu, sender.signalled);
-        let long = u64::from(tsc::khz()) * 1000;
         let mut followed = this.followed.lock();
         let Some(slot) = followed.get_mut(usize::from(vector)) else {
             return;
         };
         if slot
             .as_ref()
-            .is_none_or(|(one, _)| one.is_lost(sender.signalled, long))
+            .is_none_or(|(one, _)| one.is_lost(sender.signalled, long()))
         {
             *slot = Some((new, sender.timed.clone()));
             if let Some(some) = this.some.get(usize::from(vector) / 64) {

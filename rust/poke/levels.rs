@@ -70,7 +70,7 @@ impl Levels {
             let was_up = binding.up.swap(false, Relaxed);
             let others = |other: &Binding| same_line(binding, gsi, other) && other.up.load(Relaxed);
             if was_up && !list.iter().any(|other| others(&other)) {
-                // Fails if the route has gone, and the line with it.
+                // Fails if the route has gone: then the pin stays up, as KVM's own do.
                 let _ = vm.set_gsi(gsi, Source::Resample, false);
             }
         });
@@ -99,7 +99,7 @@ impl Levels {
                 if vm.gsi_of(pin) != Some(gsi) || !vm.is_run_here() {
                     return;
                 }
-                // Fails if the route has gone, and the line with it.
+                // Fails if the route has gone: then the pin stays up, as KVM's own do.
                 let _ = vm.set_gsi(gsi, Source::Resample, false);
                 for other in list.iter() {
                     if same_line(&binding, gsi, &other) && other.up.swap(false, Relaxed) {

@@ -78,7 +78,7 @@ use crate::wrap::{
     way_probes::WayProbes,
     work_queue::WorkQueue,
 };
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kernel::{
     new_mutex, new_spinlock_irq,
     prelude::*,
@@ -100,11 +100,15 @@ struct Acks {
     ways: Option<WayProbes<Latency>>,
 }
 
+/// What `knobs/inject` permitted, until that becomes 0, also if it is 1 again later.
+#[derive(Clone, Copy)]
+struct Permit(u64);
+
 /// What all VMs share.
 #[pin_data]
 pub(crate) struct Poke {
-    /// `knobs/inject`
-    allowed: AtomicBool,
+    /// `knobs/inject`: odd while it is 1, and never the same again.
+    allowed: AtomicU64,
     /// Taken away at the end.
     #[pin]
     queue: SpinLockIrq<Option<WorkQueue>>,
@@ -121,7 +125,7 @@ impl Poke {
         let latency = Latency::new()?;
         Arc::pin_init(
             pin_init!(Self {
-                allowed: AtomicBool::new(false),
+                allowed: AtomicU64::new(0),
                 queue <- new_spinlock_irq!(Some(queue)),
                 levels,
                 latency,
@@ -139,18 +143,30 @@ impl Poke {
 
     /// Whether the shell may inject.
     pub(crate) fn allowed(&self) -> bool {
-        self.allowed.load(Relaxed)
+        self.permit().is_some()
+    }
+
+    /// A permit to inject, while the shell may.
+    fn permit(&self) -> Option<Permit> {
+        let allowed = self.allowed.load(Relaxed);
+        (allowed & 1 == 1).then_some(Permit(allowed))
+    }
+
+    /// Whether a permit is good still. To be asked behind a gate, by who then injects.
+    fn permits(&self, Permit(permit): Permit) -> bool {
+        self.allowed.load(Relaxed) == permit
     }
 
     /// Let the shell inject, or do not, from now on. Tells what was before. When it may not any
-    /// more, no storm delivers anything when this returns. Sleeps.
+    /// more, nothing that was permitted before is injected when this returns. Sleeps.
     pub(crate) fn allow(&self, on: bool) -> bool {
-        let before = self.allowed.swap(on, Relaxed);
-        if before && !on {
-            // Storms ask in a gate, where they are not preempted.
+        let turn = |allowed: u64| ((allowed & 1 == 1) != on).then_some(allowed + 1);
+        let changed = self.allowed.fetch_update(Relaxed, Relaxed, turn).is_ok();
+        if changed && !on {
+            // Who injects asks in a gate, where nobody is preempted.
             synchronize_rcu();
         }
-        before
+        changed != on
     }
 
     /// kvm is there, with these tracepoints.
@@ -221,7 +237,10 @@ impl Poke {
         if acks.probe.is_none() {
             let tracepoints = acks.tracepoints.ok_or(EOPNOTSUPP)?;
             let probe = AckProbe::register(tracepoints, self.levels.clone());
-            acks.probe = Some(probe.map_err(|_| EOPNOTSUPP)?);
+            acks.probe = Some(probe.map_err(|error| match error {
+                ENOENT => EOPNOTSUPP,
+                other => other,
+            })?);
         }
         acks.wanted += 1;
         Ok(())

@@ -20,7 +20,7 @@
 //! [`super::storms::Storms`], which does so before a VM is freed; work that is queued is waited for
 //! when we go ([`Poke::end`]).
 
-use super::Poke;
+use super::{Permit, Poke};
 use crate::{
     pure::storm::{self as pure, Plan, Target},
     see::Vm,
@@ -87,6 +87,7 @@ pub(super) struct Storm {
     /// A circle, until [`super::storms::Storms`] forgets this.
     vm: Arc<Vm>,
     poke: Arc<Poke>,
+    permit: Permit,
     target: Target,
     plan: Plan,
     began: Instant<Monotonic>,
@@ -118,6 +119,7 @@ impl Storm {
     pub(super) fn new(
         vm: Arc<Vm>,
         poke: Arc<Poke>,
+        permit: Permit,
         target: Target,
         plan: Plan,
         route: Route,
@@ -128,6 +130,7 @@ impl Storm {
                 work <- new_work!("kvmate::storm"),
                 vm,
                 poke,
+                permit,
                 target,
                 plan,
                 began: Instant::now(),
@@ -145,6 +148,9 @@ impl Storm {
 
     /// Whether it goes on.
     pub(super) fn runs(&self) -> bool {
+        if !self.poke.permits(self.permit) {
+            self.finish(State::NotAllowed);
+        }
         self.state.load(Acquire) == State::Running as u8
     }
 
@@ -173,14 +179,6 @@ impl Storm {
         counts.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// Whether one may be sent. To be asked behind a gate.
-    fn may(&self) -> bool {
-        if !self.poke.allowed() {
-            self.finish(State::NotAllowed);
-        }
-        self.runs()
-    }
-
     /// Send one, in the timer. `EAGAIN`: it is for the worker.
     fn send(&self, vm: LiveVm<'_>) -> Result<Taken> {
         match self.target {
@@ -191,9 +189,9 @@ impl Storm {
 
     /// Send one, in the worker.
     fn send_in_task(&self, vm: &InTask<'_>) -> Result<Taken> {
-        match (self.send(**vm), self.target) {
-            (Err(EAGAIN), Target::Gsi(gsi)) => vm.pulse_gsi(gsi),
-            (sent, _) => sent,
+        match self.target {
+            Target::Msi(msi) => vm.send_msi(msi),
+            Target::Gsi(gsi) => vm.edge_gsi(gsi),
         }
     }
 
@@ -240,7 +238,7 @@ impl Storm {
                 break;
             }
             let gate = &this.vm.gate;
-            let answer = gate.enter_irq_off(|vm| this.may().then(|| this.send(vm)));
+            let answer = gate.enter_irq_off(|vm| this.runs().then(|| this.send(vm)));
             if answer == Some(Some(Err(EAGAIN))) {
                 this.by_worker.store(true, Relaxed);
                 return Self::hand_over(this);
@@ -296,7 +294,7 @@ impl WorkItem for Storm {
                 return;
             }
             let gate = &this.vm.gate;
-            let answer = gate.enter(|vm| this.may().then(|| this.send_in_task(&vm)));
+            let answer = gate.enter(|vm| this.runs().then(|| this.send_in_task(&vm)));
             if !this.count(due, answer) {
                 return;
             }
@@ -308,6 +306,7 @@ impl WorkItem for Storm {
 impl fmt::Display for Storm {
     /// The table's line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.runs();
         let state = self.state.load(Acquire);
         let state = State::ALL.iter().find(|(s, _)| *s as u8 == state);
         f.write_str(state.map_or("-", |(_, name)| name))?;

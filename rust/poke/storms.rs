@@ -6,7 +6,7 @@
 
 use super::{
     storm::{State, Storm},
-    Poke,
+    Permit, Poke,
 };
 use crate::{
     pure::storm::{self as text, Bad, Plan, Request, Target},
@@ -168,14 +168,15 @@ impl StormFile {
         })
     }
 
-    fn start(&self, target: Target, plan: Plan) -> Result<(), Refusal> {
+    fn start(&self, permit: Permit, target: Target, plan: Plan) -> Result<(), Refusal> {
         let route = self.route(target)?;
         let mut inner = self.vm.poke.storms.inner.lock();
         if inner.last.as_ref().is_some_and(|begun| begun.storm.runs()) {
             return Err(Refusal::Busy);
         }
         let (vm, poke) = (self.vm.clone(), self.poke.clone());
-        let storm = Storm::new(vm, poke, target, plan, route).map_err(|_| Refusal::NoMemory)?;
+        let storm =
+            Storm::new(vm, poke, permit, target, plan, route).map_err(|_| Refusal::NoMemory)?;
         let timer = storm.clone().start(Delta::ZERO);
         inner.last = Some(Begun { storm, timer });
         Ok(())
@@ -185,20 +186,19 @@ impl StormFile {
 impl Command for StormFile {
     fn run(&self, text: Option<&[u8]>) -> Result {
         let storms = &self.vm.poke.storms;
-        let (request, outcome) = if !self.poke.allowed() {
-            (None, Err(Refusal::NotAllowed))
-        } else {
-            match text.ok_or(Bad::NotUnderstood).and_then(text::parse) {
+        let (request, outcome) = match self.poke.permit() {
+            None => (None, Err(Refusal::NotAllowed)),
+            Some(permit) => match text.ok_or(Bad::NotUnderstood).and_then(text::parse) {
                 Ok(Request::Stop) => (Some(Request::Stop), {
                     storms.stop(State::Stopped);
                     Ok(())
                 }),
-                Ok(Request::Start(target, plan)) => {
-                    (Some(Request::Start(target, plan)), self.start(target, plan))
+                Ok(request @ Request::Start(target, plan)) => {
+                    (Some(request), self.start(permit, target, plan))
                 }
                 Err(Bad::NotUnderstood) => (None, Err(Refusal::NotUnderstood)),
                 Err(Bad::OutOfRange) => (None, Err(Refusal::OutOfRange)),
-            }
+            },
         };
         storms.inner.lock().told = Some(Told { request, outcome });
         outcome.map_err(|refusal| refusal.errno().0)

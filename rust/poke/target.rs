@@ -86,7 +86,7 @@ impl Target {
                     .filter(|bit| held >> bit & 1 == 1)
                     .map(|bit| gsi + bit)
                 {
-                    // The route may have gone, and the line with it.
+                    // The route may have gone: then the pin stays up, as KVM's own do.
                     let _ = vm.set_gsi(gsi, Source::Held, false);
                 }
             }

@@ -146,11 +146,19 @@ impl InTask<'_> {
         Ok(Taken::by_pins(answer))
     }
 
-    /// Deliver a GSI as an edge: up, and down again.
-    pub(crate) fn pulse_gsi(&self, gsi: u32) -> Result<Taken> {
+    /// Deliver a GSI that is routed to pins as an edge: up, and down again.
+    fn pulse_gsi(&self, gsi: u32) -> Result<Taken> {
         let taken = self.set_gsi(gsi, Source::Edge, true)?;
-        // Fails if the route has gone meanwhile, and the line with it.
+        // Fails if the route has gone meanwhile; then nobody reaches the pin any more, as in KVM.
         let _ = self.set_gsi(gsi, Source::Edge, false);
         Ok(taken)
+    }
+
+    /// Deliver a GSI, wherever it is routed to: an MSI, or an edge.
+    pub(crate) fn edge_gsi(&self, gsi: u32) -> Result<Taken> {
+        match self.send_gsi(gsi) {
+            Err(EAGAIN) => self.pulse_gsi(gsi),
+            sent => sent,
+        }
     }
 }

@@ -135,8 +135,8 @@ impl Exclusive<'_> {
         }
     }
 
-    /// Try to split the folio that has this page, so that a folio begins at it. No byte changes; if
-    /// somebody else has a reference to it, nothing happens.
+    /// Try to split the folio that has this page, so that a folio begins at it. No byte changes. If
+    /// somebody else has a reference to it, it stays whole; it is unmapped either way.
     pub(crate) fn split_at(&self, index: usize) {
         let byte = ((index as u64) << PAGE_SHIFT) + 1;
         // Truncation of a single byte: covers no whole page, so none is dropped, and splits the folio

@@ -206,7 +206,7 @@ fn install<T: MemoryFile>(inode: Inode, mount: &Mount, name: &CStr) -> Result<is
 }
 
 /// Pages stay where they are until somebody punches them: nothing is written back, all may migrate. A
-/// page with a memory failure stays too, and whoever touches it gets `SIGBUS`.
+/// page with a memory failure stays too, and whoever touches it by a mapping gets `SIGBUS`.
 static ADDRESS_SPACE: bindings::address_space_operations = bindings::address_space_operations {
     dirty_folio: Some(bindings::noop_dirty_folio),
     migrate_folio: Some(bindings::filemap_migrate_folio),

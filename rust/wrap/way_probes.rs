@@ -183,12 +183,13 @@ impl<T: Ways> Drop for WayProbes<T> {
 ///
 /// `data` is that of live [`WayProbes<T>`], and KVM calls this by `kvm_apic_accept_irq`.
 unsafe extern "C" fn on_accept<T: Ways>(data: *mut c_void, id: u32, mode: u16, _: u16, vector: u8) {
-    /// Fixed and lowest priority; the others have no vector.
-    const VECTORED: u16 = 1;
+    // The others have no vector. `APIC_DM_FIXED` and `APIC_DM_LOWEST`, as the field stands in the ICR.
+    const FIXED: u16 = 0;
+    const LOWEST: u16 = 0x100;
     // SAFETY: The caller's promise: the data goes after the probes were unregistered and waited for.
     let data = unsafe { &*data.cast::<WayData<T>>() };
     let sent = data.sending.0.get();
-    if sent.is_null() || mode > VECTORED {
+    if sent.is_null() || !matches!(mode, FIXED | LOWEST) {
         return;
     }
     // SAFETY: This CPU's, and whoever set it is interrupted by us or has called us (invariant of

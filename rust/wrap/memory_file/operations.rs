@@ -205,9 +205,10 @@ impl<T: MemoryFile> Operations<T> {
             let (inode, object, mapping) = unsafe { Self::parts(file) };
             // SAFETY: The file has the inode.
             let _lock = unsafe { InodeLock::new(inode) };
-            object.fallocate(mapping, mode, offset as u64, length as u64)?;
+            // Before, for a prefix may be done where it fails.
             // SAFETY: The caller's promise; the inode is locked.
             to_result(unsafe { bindings::file_modified(file) })?;
+            object.fallocate(mapping, mode, offset as u64, length as u64)?;
             Ok(0)
         })
     }

@@ -101,7 +101,9 @@ fn sigbus_at_the_limit() -> Result<()> {
                 }
                 // The limit is met where no CPU has pages left that it was charged for in advance, 64 at
                 // most.
-                (0..4 << 20).step_by(PAGE).for_each(|more| touch(end + more));
+                (0..4 << 20)
+                    .step_by(PAGE)
+                    .for_each(|more| touch(end + more));
                 0
             })?;
             ensure_eq!(
