@@ -142,10 +142,15 @@ impl Binding {
                 // VMM may have reset the chips meanwhile, which then know nothing of it.
                 let was_up = self.up.swap(true, Relaxed);
                 let taken = Levels::raise(vm, gsi);
-                if taken.is_err() && !was_up {
-                    self.up.store(false, Relaxed);
+                match taken {
+                    // The chips say so of a pin that is in service, too.
+                    Ok(Taken::Ignored) if was_up => Ok(Taken::Coalesced),
+                    Err(_) if !was_up => {
+                        self.up.store(false, Relaxed);
+                        taken
+                    }
+                    _ => taken,
                 }
-                taken
             }
             What::Gsi(gsi) => vm.edge_gsi(gsi),
             What::Msi(msi) => vm.send_msi(msi),
