@@ -77,6 +77,17 @@ impl State {
     ];
 }
 
+/// What comes after one was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The next.
+    More,
+    /// The worker: it was not sent, for it is routed to pins.
+    Worker,
+    /// Nothing.
+    Stop,
+}
+
 /// A storm.
 #[pin_data]
 pub(super) struct Storm {
@@ -201,24 +212,16 @@ impl Storm {
         (due, self.sent() < due)
     }
 
-    /// Count one, of so many due, by what came of it behind the gate. Whether the storm goes on.
-    fn count(&self, due: u64, answer: Option<Option<Result<Taken>>>) -> bool {
-        match answer {
-            None => {
-                self.finish(State::Ended);
-                return false;
-            }
-            Some(None) => return false,
-            Some(Some(answer)) => {
-                let counter = match answer {
-                    Ok(Taken::Delivered) => &self.delivered,
-                    Ok(Taken::Coalesced) => &self.coalesced,
-                    Ok(Taken::Ignored) | Err(_) => &self.failed,
-                };
-                self.last.store(self.elapsed(), Relaxed);
-                counter.fetch_add(1, Release);
-            }
-        }
+    /// Count one, of so many due, by what came of it; behind the gate, so that who has passed that
+    /// finds it counted. Whether the storm goes on.
+    fn count(&self, due: u64, answer: Result<Taken>) -> bool {
+        let counter = match answer {
+            Ok(Taken::Delivered) => &self.delivered,
+            Ok(Taken::Coalesced) => &self.coalesced,
+            Ok(Taken::Ignored) | Err(_) => &self.failed,
+        };
+        self.last.store(self.elapsed(), Relaxed);
+        counter.fetch_add(1, Release);
         let sent = self.sent();
         if sent < due {
             self.late.fetch_add(1, Release);
@@ -227,6 +230,12 @@ impl Storm {
             self.finish(State::Done);
         }
         self.runs()
+    }
+
+    /// The VM has ended.
+    fn ended(&self) -> Next {
+        self.finish(State::Ended);
+        Next::Stop
     }
 
     /// Send what is due, in the timer. When it has to come again, in ns after the begin.
@@ -238,13 +247,18 @@ impl Storm {
                 break;
             }
             let gate = &this.vm.gate;
-            let answer = gate.enter_irq_off(|vm| this.runs().then(|| this.send(vm)));
-            if answer == Some(Some(Err(EAGAIN))) {
-                this.by_worker.store(true, Relaxed);
-                return Self::hand_over(this);
-            }
-            if !this.count(due, answer) {
-                return None;
+            let next = gate.enter_irq_off(|vm| match this.runs().then(|| this.send(vm)) {
+                Some(Err(EAGAIN)) => Next::Worker,
+                Some(answer) if this.count(due, answer) => Next::More,
+                _ => Next::Stop,
+            });
+            match next.unwrap_or_else(|| this.ended()) {
+                Next::More => {}
+                Next::Worker => {
+                    this.by_worker.store(true, Relaxed);
+                    return Self::hand_over(this);
+                }
+                Next::Stop => return None,
             }
         }
         Some(this.plan.when(this.sent()))
@@ -294,8 +308,14 @@ impl WorkItem for Storm {
                 return;
             }
             let gate = &this.vm.gate;
-            let answer = gate.enter(|vm| this.runs().then(|| this.send_in_task(&vm)));
-            if !this.count(due, answer) {
+            let next = gate.enter(|vm| {
+                if this.runs() && this.count(due, this.send_in_task(&vm)) {
+                    Next::More
+                } else {
+                    Next::Stop
+                }
+            });
+            if next.unwrap_or_else(|| this.ended()) == Next::Stop {
                 return;
             }
         }

@@ -139,8 +139,12 @@ fn zeroed_once() -> Result<()> {
                     times += 1;
                 }
             }
-            // The allocations for files' pages are the only ones here that are not to be retried for ever.
-            if line.contains("mm_page_alloc:") && line.contains("RETRY") {
+            // The allocations for files' pages are the only movable ones here that are not to be retried
+            // for ever.
+            if ["mm_page_alloc:", "GFP_HIGHUSER_MOVABLE", "RETRY"]
+                .iter()
+                .all(|word| line.contains(word))
+            {
                 ensure!(
                     !line.contains("__GFP_ZERO"),
                     "the allocator zeroes too: {line}"

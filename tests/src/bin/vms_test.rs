@@ -396,6 +396,13 @@ fn files_and_modes() -> Result<()> {
         ("vcpus", 0o444),
         ("reset", 0o200),
         ("vcpu0/exits", 0o444),
+        ("inject", 0o200),
+        ("inject_status", 0o444),
+        ("irqfds", 0o444),
+        ("bindings", 0o444),
+        ("latency", 0o444),
+        ("storm", 0o644),
+        ("storm_status", 0o444),
     ];
     for (file, mode) in expected {
         let found = fs::metadata(folder.join(file))
@@ -405,8 +412,8 @@ fn files_and_modes() -> Result<()> {
             & 0o777;
         ensure_eq!(found, mode, "mode of {file}");
     }
-    let files: BTreeSet<_> = ["exits", "reset", "vcpu0", "vcpus"]
-        .map(str::to_owned)
+    let files: BTreeSet<_> = expected
+        .map(|(file, _)| file.split('/').next().unwrap_or(file).to_owned())
         .into();
     ensure_eq!(names(&folder)?, files, "files");
     drop((vcpu, vm));
