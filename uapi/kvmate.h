@@ -119,9 +119,9 @@ struct kvmate_gmem {
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
  * A larger folio over an edge of the range is split for that. While somebody else holds a page of
- * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with (the cgroup may
- * be at its limit), it cannot be split: then its part of the range is zeroed and the memory stays,
- * which is no error and is counted (gmem/INO/info in debugfs).
+ * that folio (vmsplice, O_DIRECT, VFIO, ...), or there is no memory to split it with (the cgroup
+ * may be at its limit), it cannot be split: then its part of the range is zeroed and the memory
+ * stays, which is no error and is counted (gmem/INO/info in debugfs).
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
 
