@@ -4,7 +4,7 @@
 //! A write is one interrupt, done when it returns. What became of it, or why it was refused, stands in
 //! `inject_status` until the next. Process context; see [`super`] for locks.
 
-use super::{Permit, Poke};
+use super::{refusal::Refusal, Permit, Poke};
 use crate::{
     pure::inject::{self as text, Line, Msi, Request},
     see::Vm,
@@ -22,72 +22,9 @@ use kernel::{
     sync::Arc,
 };
 
-/// Why nothing was injected. Each has an errno of its own.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// `knobs/inject` is 0.
-    NotAllowed,
-    /// That is no request.
-    NotUnderstood,
-    /// The GSI has no route.
-    NoRoute,
-    /// No GSI of the VM is routed to an MSI.
-    NoMsiRoute,
-    /// Routed to what has no such thing.
-    OtherRoute,
-    /// No such vCPU.
-    NoVcpu,
-    /// A vCPU whose number is no APIC id that an MSI can be addressed to.
-    NoAddress,
-    /// KVM has no irqfd of that GSI.
-    NoIrqfd,
-    /// The VM has ended, or we go.
-    Ended,
-}
-
-impl Refusal {
-    fn errno(self) -> (Error, &'static str, &'static str) {
-        match self {
-            Self::NotAllowed => (EPERM, "EPERM", "knobs/inject is 0"),
-            Self::NotUnderstood => (
-                EINVAL,
-                "EINVAL",
-                "not one of: gsi N, gsi N high, gsi N low, msi ADDRESS DATA, nmi VCPU, irqfd GSI",
-            ),
-            Self::NoRoute => (ENOENT, "ENOENT", "the GSI has no route"),
-            Self::NoMsiRoute => (
-                ENXIO,
-                "ENXIO",
-                "the VM has no GSI that is routed to an MSI, and so nothing that takes one",
-            ),
-            Self::OtherRoute => (
-                EOPNOTSUPP,
-                "EOPNOTSUPP",
-                "the GSI is routed to an MSI, which has no level, or to something of Hyper-V's or Xen's",
-            ),
-            Self::NoVcpu => (ESRCH, "ESRCH", "no such vCPU"),
-            Self::NoAddress => (
-                ERANGE,
-                "ERANGE",
-                "an MSI cannot be addressed to that vCPU's APIC id",
-            ),
-            Self::NoIrqfd => (ENOTCONN, "ENOTCONN", "the VMM has given KVM no irqfd of that GSI"),
-            Self::Ended => (EIO, "EIO", "the VM has ended, or kvmate goes"),
-        }
-    }
-}
-
-impl From<Error> for Refusal {
-    /// What [`crate::wrap::irq`] answers.
-    fn from(error: Error) -> Self {
-        match error {
-            ENOENT => Self::NoRoute,
-            ENXIO => Self::NoMsiRoute,
-            ENOTCONN => Self::NoIrqfd,
-            _ => Self::OtherRoute,
-        }
-    }
-}
+/// What may be written.
+const REQUESTS: &str =
+    "not one of: gsi N, gsi N high, gsi N low, msi ADDRESS DATA, nmi VCPU, irqfd GSI";
 
 /// What a write came to.
 #[derive(Clone, Copy)]
@@ -123,8 +60,8 @@ impl fmt::Display for Told {
             Ok(None) => f.write_str(": signalled"),
             Ok(Some(Taken::Ignored)) => f.write_str(": ignored"),
             Err(refusal) => {
-                let (_, name, why) = refusal.errno();
-                write!(f, ": {name}: {why}")
+                f.write_str(": ")?;
+                fmt::Display::fmt(&refusal, f)
             }
         }
     }
@@ -142,11 +79,11 @@ impl Command for Inject {
             None => (None, Err(Refusal::NotAllowed)),
             Some(permit) => match text.and_then(text::parse) {
                 Some(request) => (Some(request), self.inject(permit, request)),
-                None => (None, Err(Refusal::NotUnderstood)),
+                None => (None, Err(Refusal::NotUnderstood(REQUESTS))),
             },
         };
         self.vm.poke.tell(Told { request, outcome });
-        outcome.map(drop).map_err(|refusal| refusal.errno().0)
+        outcome.map(drop).map_err(|refusal| refusal.errno())
     }
 }
 

@@ -10,7 +10,7 @@
 //!   interrupt that it is. [`levels`] are those with resample, [`table`] shows all.
 //! - [`latency`] times what bindings send.
 //! - [`storm`] is many injections by a timer, [`storms`] the files that begin and end one.
-//! - [`irqfds`] are KVM's own.
+//! - [`irqfds`] are KVM's own. [`refusal`] is why the shell was refused.
 //!
 //! How an interrupt gets into a VM is [`crate::wrap::irq`]: what is routed to an MSI goes in with
 //! interrupts off, from any context; what is routed to pins from tasks and workers only.
@@ -59,6 +59,7 @@ mod inject;
 mod irqfds;
 mod latency;
 mod levels;
+mod refusal;
 mod storm;
 mod storms;
 mod table;

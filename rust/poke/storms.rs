@@ -5,6 +5,7 @@
 //! context; see [`super`] for locks.
 
 use super::{
+    refusal::Refusal,
     storm::{State, Storm},
     Permit, Poke,
 };
@@ -24,51 +25,8 @@ use kernel::{
     },
 };
 
-/// Why a write to `storm` was refused. Each has an errno of its own.
-#[derive(Clone, Copy)]
-enum Refusal {
-    NotAllowed,
-    NotUnderstood,
-    OutOfRange,
-    Busy,
-    NoRoute,
-    NoMsiRoute,
-    OtherRoute,
-    Ended,
-    NoMemory,
-}
-
-impl Refusal {
-    fn errno(self) -> (Error, &'static str, &'static str) {
-        match self {
-            Self::NotAllowed => (EPERM, "EPERM", "knobs/inject is 0"),
-            Self::NotUnderstood => (
-                EINVAL,
-                "EINVAL",
-                "not one of: gsi N count N rate R, msi ADDRESS DATA count N rate R, stop",
-            ),
-            Self::OutOfRange => (
-                ERANGE,
-                "ERANGE",
-                "a count is 1 to 4294967295, a rate 1 to 1000000 a second",
-            ),
-            Self::Busy => (EBUSY, "EBUSY", "a storm goes on; stop ends it"),
-            Self::NoRoute => (ENOENT, "ENOENT", "the GSI has no route"),
-            Self::NoMsiRoute => (
-                ENXIO,
-                "ENXIO",
-                "the VM has no GSI that is routed to an MSI, and so nothing that takes one",
-            ),
-            Self::OtherRoute => (
-                EOPNOTSUPP,
-                "EOPNOTSUPP",
-                "the GSI is routed to something of Hyper-V's or Xen's",
-            ),
-            Self::Ended => (EIO, "EIO", "the VM has ended, or kvmate goes"),
-            Self::NoMemory => (ENOMEM, "ENOMEM", "no memory for a storm"),
-        }
-    }
-}
+/// What may be written.
+const REQUESTS: &str = "not one of: gsi N count N rate R, msi ADDRESS DATA count N rate R, stop";
 
 /// What a write came to.
 #[derive(Clone, Copy)]
@@ -94,8 +52,8 @@ impl fmt::Display for Told {
             (Ok(()), Some(Request::Stop)) => f.write_str(": stopped"),
             (Ok(()), _) => f.write_str(": started"),
             (Err(refusal), _) => {
-                let (_, name, why) = refusal.errno();
-                write!(f, ": {name}: {why}")
+                f.write_str(": ")?;
+                fmt::Display::fmt(&refusal, f)
             }
         }
     }
@@ -161,11 +119,7 @@ impl StormFile {
             Target::Msi(_) if vm.takes_msis() => Ok(Route::Msi),
             Target::Msi(_) => Err(ENXIO),
         });
-        route.ok_or(Refusal::Ended)?.map_err(|error| match error {
-            ENOENT => Refusal::NoRoute,
-            ENXIO => Refusal::NoMsiRoute,
-            _ => Refusal::OtherRoute,
-        })
+        Ok(route.ok_or(Refusal::Ended)??)
     }
 
     fn start(&self, permit: Permit, target: Target, plan: Plan) -> Result<(), Refusal> {
@@ -196,12 +150,12 @@ impl Command for StormFile {
                 Ok(request @ Request::Start(target, plan)) => {
                     (Some(request), self.start(permit, target, plan))
                 }
-                Err(Bad::NotUnderstood) => (None, Err(Refusal::NotUnderstood)),
+                Err(Bad::NotUnderstood) => (None, Err(Refusal::NotUnderstood(REQUESTS))),
                 Err(Bad::OutOfRange) => (None, Err(Refusal::OutOfRange)),
             },
         };
         storms.inner.lock().told = Some(Told { request, outcome });
-        outcome.map_err(|refusal| refusal.errno().0)
+        outcome.map_err(|refusal| refusal.errno())
     }
 }
 
