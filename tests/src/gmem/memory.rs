@@ -17,8 +17,9 @@ pub fn meminfo(key: &str) -> Result<i64> {
         << 10)
 }
 
-/// How much processors have freed and keep for themselves: `/proc/zoneinfo`'s `count` of each.
-fn kept_by_processors() -> Result<i64> {
+/// How much processors have freed and keep for themselves, huge pages among it, which neither `MemFree`
+/// nor `MemAvailable` counts: `/proc/zoneinfo`'s `count` of each.
+pub fn kept_by_processors() -> Result<i64> {
     let mut pages = 0;
     for line in fs::read_to_string("/proc/zoneinfo")?.lines() {
         if let Some(count) = line.trim_start().strip_prefix("count:") {
