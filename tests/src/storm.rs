@@ -116,19 +116,19 @@ pub fn until(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
-/// Stand by until no VM has a folder any more, and all that ended are written down: `count` since
-/// load.
+/// Stand by until no VM has a folder any more, and the last of the `count` that were found since load
+/// is written down. Those that ran beside it may have ended after it: it need not be the last row.
 pub fn until_ended(count: u64) -> Result<()> {
     until("all VMs' folders are gone", || {
         Ok(seen::names_of_vms()?.is_empty())
     })?;
     let mut last = None;
-    until("the last VM stands in ended", || {
-        last = seen::ended()?.last().map(|past| past.number);
+    until("the VM found last stands in ended", || {
+        last = seen::ended()?.iter().map(|past| past.number).max();
         Ok(last >= Some(count))
     })
     .with_context(|| format!("{last:?} of {count}"))?;
-    ensure_eq!(last, Some(count), "the number of the VM that ended last");
+    ensure_eq!(last, Some(count), "the number of the VM found last");
     Ok(())
 }
 
