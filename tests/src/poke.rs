@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A guest to poke ([`crate::guest::irq`], one vCPU): the files of kvmate that inject into it, and KVM's trace
-//! events as the judge of what went into the chips.
+//! A guest to poke ([`crate::guest::irq`], one vCPU): the files of kvmate that inject into it. What went into
+//! the chips: [`crate::traced`].
 
 use crate::{
     ensure_eq,
@@ -8,7 +8,7 @@ use crate::{
     module::DEVICE,
     seen, storm,
 };
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use kvmate_uapi::{kvmate_irqfd, KVMATE_BIND_IRQFD, KVMATE_IRQFD_MSI, KVMATE_IRQFD_RESAMPLE};
 use nix::{errno::Errno, libc};
 use std::{
@@ -18,6 +18,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 /// The vector of GSI [`PIN`], which is that pin of the IOAPIC.
 pub const VECTOR: u8 = 0x51;
@@ -50,7 +51,32 @@ pub fn poked<R>(trigger: Trigger, watch: impl FnOnce(&Poked<'_>) -> Result<R>) -
     })
 }
 
+/// One to be bound.
+pub fn eventfd() -> Result<EventFd> {
+    Ok(EventFd::new(EFD_NONBLOCK)?)
+}
+
 impl Poked<'_> {
+    /// What the table says of the only binding, as soon as the worker has come back from the guest's chips.
+    pub fn says(&self, columns: &[(&str, &str)]) -> Result<()> {
+        let mut rows = Vec::new();
+        let said = storm::until("the table says so", || {
+            rows = bindings(&self.name)?;
+            ensure_eq!(rows.len(), 1, "bindings");
+            Ok(columns
+                .iter()
+                .all(|(column, wanted)| rows[0].get(*column).is_some_and(|found| found == wanted)))
+        });
+        if rows.is_empty() {
+            return said;
+        }
+        for (column, wanted) in columns {
+            let found = rows[0].get(*column).with_context(|| column.to_string())?;
+            ensure_eq!(found, wanted, "{column} in {:?}", rows[0]);
+        }
+        Ok(())
+    }
+
     /// How often the guest has taken a vector.
     pub fn seen(&self, vector: u8) -> u64 {
         self.running.count(0, vector)
@@ -173,64 +199,5 @@ pub fn write(path: &Path, text: &[u8]) -> nix::Result<()> {
         Ok(written) if written == text.len() => Ok(()),
         Ok(_) => Err(Errno::EMSGSIZE),
         Err(error) => Err(errno(error)),
-    }
-}
-
-/// KVM's trace events of what goes into its chips, from now on.
-pub struct Events(PathBuf);
-
-/// Those events.
-const EVENTS: [&str; 3] = ["kvm_msi_set_irq", "kvm_pic_set_irq", "kvm_ioapic_set_irq"];
-
-impl Events {
-    /// Begin.
-    pub fn begin() -> Result<Self> {
-        let folder = PathBuf::from("/sys/kernel/tracing/instances/kvmate-poke");
-        if !folder.exists() {
-            fs::create_dir(&folder).context("a trace instance")?;
-        }
-        let events = Self(folder);
-        events.switch("1")?;
-        events.clear()?;
-        Ok(events)
-    }
-
-    fn switch(&self, on: &str) -> Result<()> {
-        EVENTS.iter().try_for_each(|event| {
-            let file = self.0.join("events/kvm").join(event).join("enable");
-            fs::write(&file, on).with_context(|| file.display().to_string())
-        })
-    }
-
-    /// Forget what there was.
-    pub fn clear(&self) -> Result<()> {
-        fs::write(self.0.join("trace"), "").context("trace")
-    }
-
-    /// What has gone into the chips since.
-    pub fn read(&self) -> Result<Vec<String>> {
-        let text = fs::read_to_string(self.0.join("trace")).context("trace")?;
-        let events = text.lines().filter(|line| !line.starts_with('#'));
-        Ok(events
-            .filter_map(|line| Some(line.split_once(": kvm_")?.1.to_owned()))
-            .collect())
-    }
-
-    /// Nothing has.
-    pub fn none(&self, after: &str) -> Result<()> {
-        let events = self.read()?;
-        ensure!(events.is_empty(), "after {after}: {events:?}");
-        Ok(())
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        let ended = self
-            .switch("0")
-            .and_then(|()| fs::remove_dir(&self.0).context("rmdir"));
-        if let Err(error) = ended {
-            eprintln!("# {error:#}");
-        }
     }
 }

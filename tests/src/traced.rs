@@ -32,7 +32,7 @@ pub struct Traced(PathBuf);
 impl Traced {
     /// Begin.
     pub fn begin() -> Result<Self> {
-        let folder = PathBuf::from("/sys/kernel/tracing/instances/kvmate-storm");
+        let folder = PathBuf::from("/sys/kernel/tracing/instances/kvmate-traced");
         if !folder.exists() {
             fs::create_dir(&folder).context("a trace instance")?;
         }
@@ -57,6 +57,13 @@ impl Traced {
     /// Forget what there was.
     pub fn clear(&self) -> Result<()> {
         self.write("trace", "")
+    }
+
+    /// Nothing has gone in since.
+    pub fn none(&self, after: &str) -> Result<()> {
+        let lines = self.read()?;
+        ensure!(lines.is_empty(), "after {after}: {lines:?}");
+        Ok(())
     }
 
     /// What has gone in since.

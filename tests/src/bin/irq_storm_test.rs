@@ -556,10 +556,25 @@ fn knob_ends_it() -> Result<()> {
             ensure_eq!(row.state, "not_allowed", "{row:?}");
             ensure_eq!(storm.write("stop"), Err(Errno::EPERM), "stop");
         }
-        // It does not go on when it may.
+        // It does not go on when it may, nor does one that was not due to send meanwhile.
         kvmate.write("knobs/inject", "1")?;
         traced.clear()?;
-        is_over(&traced)
+        is_over(&traced)?;
+        for slow in [
+            "msi 0xfee00000 0x71 count 9 rate 1",
+            "gsi 10 count 9 rate 1",
+        ] {
+            ensure_eq!(storm.write(slow), Ok(()), "{slow}");
+            storm.until(1)?;
+            kvmate.write("knobs/inject", "0")?;
+            ensure_eq!(storm.row()?.state, "not_allowed", "{slow}");
+            kvmate.write("knobs/inject", "1")?;
+            traced.clear()?;
+            thread::sleep(Duration::from_millis(1500));
+            traced.none("the knob")?;
+            ensure_eq!(storm.row()?.sent, 1, "{slow}");
+        }
+        Ok(())
     })?;
     kvmate.unload()
 }

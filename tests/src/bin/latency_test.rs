@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     ktap::main(&[
         ("knob", knob),
         ("msis", msis),
+        ("lowest_priority", lowest_priority),
         ("pins", pins),
         ("held_back", held_back),
         ("pic_is_not_told", pic_is_not_told),
@@ -128,6 +129,20 @@ fn msis() -> Result<()> {
         guest.until(MSI_VECTOR, 51)?;
         thread::sleep(Duration::from_millis(2));
         all_timed(&guest.name, 50, took)
+    })?;
+    kvmate.unload()
+}
+
+/// Delivered to whom the APICs choose.
+fn lowest_priority() -> Result<()> {
+    let kvmate = timed()?;
+    poked(Trigger::Edge, |guest| {
+        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
+        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
+        let msi = (0xfee0_0000, 0x100 | u32::from(MSI_VECTOR));
+        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let took = send(20, &eventfd, |count| guest.until(MSI_VECTOR, count))?;
+        all_timed(&guest.name, 20, took)
     })?;
     kvmate.unload()
 }

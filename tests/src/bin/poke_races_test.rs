@@ -10,9 +10,10 @@ use kvmate_tests::{
     guest::{irq::Trigger, Vm},
     ktap,
     module::{Kvmate, Stop},
-    poke::{self, poked, Binding, Device, Events, MSI, MSI_VECTOR, PIN, VECTOR},
+    poke::{self, poked, Binding, Device, MSI, MSI_VECTOR, PIN, VECTOR},
     seen,
     storm::{self, Vmm},
+    traced::Traced,
 };
 use nix::{errno::Errno, libc};
 use std::{
@@ -91,7 +92,7 @@ fn closed_at(point: &str) -> Result<()> {
                 let writer = scope.spawn(|| eventfd.write(1));
                 delay.until_hit(point, before)?;
                 drop(binding);
-                let events = Events::begin()?;
+                let events = Traced::begin()?;
                 writer.join().expect("the writer")?;
                 thread::sleep(2 * MS);
                 events.none("the close")
@@ -130,7 +131,7 @@ fn written_in_an_unbinding() -> Result<()> {
                     eventfd.write(1)?;
                 }
                 closer.join().expect("the closer");
-                let events = Events::begin()?;
+                let events = Traced::begin()?;
                 eventfd.write(1)?;
                 thread::sleep(2 * MS);
                 events.none("the close")

@@ -10,8 +10,9 @@ use kvmate_tests::{
     },
     ktap,
     module::Kvmate,
-    poke::{self, poked, Events, Poked, MSI, MSI_VECTOR, PIN, VECTOR},
+    poke::{self, poked, Poked, MSI, MSI_VECTOR, PIN, VECTOR},
     seen, storm,
+    traced::Traced,
 };
 use nix::errno::Errno;
 use std::{fs, os::fd::AsRawFd, process::ExitCode};
@@ -48,7 +49,7 @@ fn not_allowed() -> Result<()> {
     ensure_eq!(kvmate.read("knobs/inject")?, "0", "the knob at first");
     poked(Trigger::Edge, |guest| {
         ensure_eq!(guest.status()?, "-", "the status at first");
-        let events = Events::begin()?;
+        let events = Traced::begin()?;
         for text in [
             "gsi 10",
             "gsi 10 high",
@@ -81,7 +82,7 @@ fn not_allowed() -> Result<()> {
 fn bad_text() -> Result<()> {
     let kvmate = load()?;
     poked(Trigger::Edge, |guest| {
-        let events = Events::begin()?;
+        let events = Traced::begin()?;
         let long = format!("gsi {}10", " ".repeat(200));
         let longest = format!("gsi{}10", " ".repeat(123));
         ensure_eq!(longest.len(), 128, "length");
@@ -142,7 +143,7 @@ fn refused(guest: &Poked<'_>, text: &str, errno: Errno) -> Result<()> {
 fn no_such_thing() -> Result<()> {
     let kvmate = load()?;
     poked(Trigger::Edge, |guest| {
-        let events = Events::begin()?;
+        let events = Traced::begin()?;
         for gsi in [MSI + 1, 4095, 4096, u32::MAX] {
             for text in [
                 format!("gsi {gsi}"),
@@ -173,7 +174,7 @@ fn no_msi_route() -> Result<()> {
     let _vcpu = vm.vcpu(0)?;
     let bare = Vm::new(1 << 16, false)?;
     let _bare_vcpu = bare.vcpu(0)?;
-    let events = Events::begin()?;
+    let events = Traced::begin()?;
     for (vm, texts) in [
         (&vm, &["gsi 24", "gsi 100"] as &[_]),
         (&bare, &["gsi 0", "gsi 10", "gsi 10 high", "gsi 24"]),
@@ -196,7 +197,7 @@ fn no_msi_route() -> Result<()> {
 fn edges() -> Result<()> {
     let kvmate = load()?;
     poked(Trigger::Edge, |guest| {
-        let events = Events::begin()?;
+        let events = Traced::begin()?;
         for count in 1..=50 {
             ensure_eq!(guest.inject("gsi 10"), Ok(()), "gsi 10");
             ensure_eq!(guest.status()?, "gsi 10: delivered", "status");
