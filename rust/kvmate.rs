@@ -48,6 +48,10 @@ module! {
             default: 1,
             description: "Count VM exits from load on: 0 or 1 (knobs/observe)",
         },
+        times: u64 {
+            default: 0,
+            description: "Split exits' times from load on: 0 or 1 (knobs/times)",
+        },
         verbose: u8 {
             default: 0,
             description: "Not 0: a line in the log for each change of a knob (knobs/verbose)",
@@ -66,6 +70,7 @@ impl kernel::Module for Kvmate {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let state = control::State::new(
             module_parameters::observe.value(),
+            module_parameters::times.value(),
             module_parameters::verbose.value(),
         )?;
         let tree = control::Tree::new(&state)?;

@@ -16,6 +16,8 @@ use kernel::{prelude::*, sync::Arc};
 
 /// `observe`: whether VM exits are recorded.
 pub(super) const OBSERVE: Range = Range::SWITCH;
+/// `times`: whether their times are split.
+pub(super) const TIMES: Range = Range::SWITCH;
 
 /// `inject`: whether interrupts are injected from debugfs.
 const INJECT: Range = Range::SWITCH;
@@ -53,7 +55,7 @@ pub(super) struct Observe {
 
 impl Number for Observe {
     fn get(&self) -> u64 {
-        self.watch.observing().into()
+        self.watch.wanted().observe.into()
     }
 
     /// `EINVAL`: neither 0 nor 1. Without kvm it takes effect when kvm comes.
@@ -61,8 +63,30 @@ impl Number for Observe {
         if !OBSERVE.contains(value) {
             return Err(EINVAL);
         }
-        let before = self.watch.observe(value == 1)?;
-        self.log.change("observe", before.into(), value);
+        let before = self.watch.want(|wanted| wanted.observe = value == 1)?;
+        self.log.change("observe", before.observe.into(), value);
+        Ok(())
+    }
+}
+
+/// The knob `times`.
+pub(super) struct Times {
+    pub(super) log: Log,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Number for Times {
+    fn get(&self) -> u64 {
+        self.watch.wanted().times.into()
+    }
+
+    /// `EINVAL`: neither 0 nor 1. Without kvm it takes effect when kvm comes.
+    fn set(&self, value: u64) -> Result {
+        if !TIMES.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.watch.want(|wanted| wanted.times = value == 1)?;
+        self.log.change("times", before.times.into(), value);
         Ok(())
     }
 }

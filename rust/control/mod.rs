@@ -14,7 +14,7 @@ pub(crate) use tree::Tree;
 use crate::{
     hold::Gmem,
     poke::Poke,
-    see::{Ended, Layouts, Watch, Watching},
+    see::{Ended, Layouts, Wanted, Watch, Watching},
     wrap::{byte::SharedByte, debugfs::Dir},
 };
 use kernel::{prelude::*, sync::Arc};
@@ -35,11 +35,19 @@ pub(crate) struct State {
 
 impl State {
     /// The state at load, from the module's parameters.
-    pub(crate) fn new(observe: u64, verbose: u8) -> Result<Self> {
+    pub(crate) fn new(observe: u64, times: u64, verbose: u8) -> Result<Self> {
         if !knobs::OBSERVE.contains(observe) {
             pr_err!("parameter observe={observe}: 0 or 1\n");
             return Err(EINVAL);
         }
+        if !knobs::TIMES.contains(times) {
+            pr_err!("parameter times={times}: 0 or 1\n");
+            return Err(EINVAL);
+        }
+        let wanted = Wanted {
+            observe: observe == 1,
+            times: times == 1,
+        };
         let log = Log::new(Arc::new(SharedByte::new(verbose), GFP_KERNEL)?);
         let root = Dir::new(c"kvmate", None).inspect_err(|error| {
             pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
@@ -48,13 +56,7 @@ impl State {
         let gmem = Gmem::new(Dir::new(c"gmem", Some(&root))?)?;
         let vms = Dir::new(c"vms", Some(&root))?;
         let poke = Poke::new()?;
-        let watch = Watch::new(
-            vms,
-            ended.clone(),
-            layouts.clone(),
-            poke.clone(),
-            observe == 1,
-        )?;
+        let watch = Watch::new(vms, ended.clone(), layouts.clone(), poke.clone(), wanted)?;
         let watching = Watch::begin(&watch)?;
         Ok(Self {
             log,

@@ -2,7 +2,7 @@
 //! `/sys/kernel/debug/kvmate/`: which file shows what.
 
 use super::{
-    knobs::{GmemOrder, Inject, Latency, Observe},
+    knobs::{GmemOrder, Inject, Latency, Observe, Times},
     State,
 };
 use crate::{
@@ -20,7 +20,7 @@ use kernel::{
 
 /// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
-    _knobs: [File; 5],
+    _knobs: [File; 6],
     _knobs_dir: Dir,
     _tables: [File; 5],
 }
@@ -54,11 +54,16 @@ impl Tree {
             log: state.log.clone(),
             poke: state.poke.clone(),
         };
+        let times = Times {
+            log: state.log.clone(),
+            watch: state.watch.clone(),
+        };
         let knobs = [
             File::number(c"observe", &dir, Arc::new(observe, GFP_KERNEL)?)?,
             File::number(c"gmem_order", &dir, Arc::new(gmem_order, GFP_KERNEL)?)?,
             File::number(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
             File::number(c"latency", &dir, Arc::new(latency, GFP_KERNEL)?)?,
+            File::number(c"times", &dir, Arc::new(times, GFP_KERNEL)?)?,
             File::byte(c"verbose", &dir, state.log.byte())?,
         ];
         Ok(Self {

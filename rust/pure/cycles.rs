@@ -14,6 +14,15 @@ pub const fn to_ns(cycles: u64, khz: u32) -> u64 {
         .saturating_add(cycles % khz * 1_000_000 / khz)
 }
 
+/// Cycles of so many nanoseconds, rounded down, saturating instead of overflowing.
+pub const fn from_ns(ns: u64, khz: u32) -> u64 {
+    let khz = khz as u64;
+    // A remainder is below 2^20, times a rate below 2^52.
+    (ns / 1_000_000)
+        .saturating_mul(khz)
+        .saturating_add(ns % 1_000_000 * khz / 1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,6 +33,14 @@ mod tests {
         fn agrees_with_wide_arithmetic(cycles: u64, khz: u32) {
             let wide = if khz == 0 { 0 } else { u128::from(cycles) * 1_000_000 / u128::from(khz) };
             prop_assert_eq!(u128::from(to_ns(cycles, khz)), wide.min(u64::MAX.into()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn from_ns_agrees_with_wide_arithmetic(ns: u64, khz: u32) {
+            let wide = u128::from(ns) * u128::from(khz) / 1_000_000;
+            prop_assert_eq!(u128::from(from_ns(ns, khz)), wide.min(u64::MAX.into()));
         }
     }
 

@@ -15,6 +15,7 @@
 use super::{
     log_linear::{self, BUCKETS},
     reason::{self, Vendor, INDICES},
+    times::{Moment, Open, Parts},
 };
 use core::{
     mem::size_of,
@@ -25,7 +26,7 @@ use core::{
 };
 
 /// How many reasons a vCPU can have apart; later ones share [`Reason::Unknown`].
-pub const SLOTS: usize = 92;
+pub const SLOTS: usize = 80;
 
 /// Indices for codes that have none of their own (see [`reason::index`]): the first codes that come.
 const OTHERS: core::ops::Range<usize> = 0x111..0x117;
@@ -34,8 +35,14 @@ const UNKNOWN: usize = 0x117;
 
 /// In [`Record::last`]: that exit has had no entry yet.
 const OPEN: u32 = 0x100;
+/// In [`Record::last`], with [`OPEN`]: its time is split ([`Record::split`]). The entry's short way
+/// finds no slot by such a number.
+const SPLIT: u32 = 0x200;
+/// In [`Record::last`]: the slot plus one.
+const SLOT: u32 = 0xff;
 
-const _: () = assert!(UNKNOWN < INDICES && size_of::<Record>() <= 256 << 10);
+const _: () =
+    assert!(UNKNOWN < INDICES && SLOTS < SLOT as usize && size_of::<Record>() <= 224 << 10);
 
 /// Why a guest exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,15 +68,50 @@ struct Slot {
     index: AtomicU32,
     total: AtomicU64,
     max: AtomicU64,
+    /// Of those whose time was split: how many, and their parts.
+    split: AtomicU64,
+    parts: [AtomicU64; 4],
     buckets: [AtomicU64; BUCKETS],
 }
 
-/// What is recorded of one vCPU. All zero bytes is the state without any exit; 256 KiB at most.
+impl Slot {
+    /// The writer: an exit took so long, and went so.
+    #[inline(always)]
+    fn take_time(&self, time: u64, parts: Option<Parts>) {
+        bump(&self.sequence, 1);
+        fence(Release);
+        bump(&self.total, time);
+        if time > self.max.load(Relaxed) {
+            self.max.store(time, Relaxed);
+        }
+        if let Some(bucket) = self.buckets.get(log_linear::index(time)) {
+            bump(bucket, 1);
+        }
+        if let Some(Parts {
+            total,
+            user,
+            halted,
+            preempted,
+        }) = parts
+        {
+            bump(&self.split, 1);
+            for (sum, part) in self.parts.iter().zip([total, user, halted, preempted]) {
+                bump(sum, part);
+            }
+        }
+        fence(Release);
+        bump(&self.sequence, 1);
+    }
+}
+
+/// What is recorded of one vCPU. All zero bytes is the state without any exit; 224 KiB at most.
 pub struct Record {
-    /// The slot of the last exit plus one, and [`OPEN`] until the entry after it; 0 before the first.
+    /// The slot of the last exit plus one, with [`OPEN`] until the entry after it; 0 before the first.
     last: AtomicU32,
     since: AtomicU64,
     rip: AtomicU64,
+    /// Where the time of the last exit goes, while it is open and split.
+    open: Open,
     /// How many slots are taken.
     taken: AtomicU32,
     /// For each index its slot plus one, or 0.
@@ -170,42 +212,67 @@ impl Record {
         number as u8 + 1
     }
 
-    /// The writer: the guest goes on; the time of the last exit is over.
+    /// The writer: the guest goes on; the time of the last exit is over. `other` is to be done if
+    /// there is none, or if its time is split.
     #[inline(always)]
-    pub fn entry(&self, now: u64) {
+    pub fn entry(&self, now: u64, other: impl FnOnce()) {
         let last = self.last.load(Relaxed);
         let Some(slot) = self
             .slots
             .get((last as usize).wrapping_sub(OPEN as usize + 1))
         else {
-            return;
+            return other();
         };
         self.last.store(last & !OPEN, Relaxed);
         // CPUs whose counters differ could give a time below nothing.
         let time = now.saturating_sub(self.since.load(Relaxed));
-        bump(&slot.sequence, 1);
-        fence(Release);
-        bump(&slot.total, time);
-        if time > slot.max.load(Relaxed) {
-            slot.max.store(time, Relaxed);
+        slot.take_time(time, None);
+    }
+
+    /// The writer: the time of the exit that was just written down is to be split.
+    pub fn split(&self, at: Moment) {
+        self.open.begin(at);
+        self.last
+            .store(self.last.load(Relaxed) | OPEN | SPLIT, Relaxed);
+    }
+
+    /// The last exit's slot, while it is open and split.
+    fn splitting(&self) -> Option<&Slot> {
+        let slot = self.last.load(Relaxed).checked_sub(OPEN | SPLIT)?;
+        self.slots.get((slot as usize).wrapping_sub(1))
+    }
+
+    /// The writer: the vCPU has halted for so long.
+    pub fn halted(&self, ns: u64, at: Moment) {
+        if self.splitting().is_some() {
+            self.open.halted(ns, at);
         }
-        if let Some(bucket) = slot.buckets.get(log_linear::index(time)) {
-            bump(bucket, 1);
+    }
+
+    /// The writer, if it is this vCPU that the task ran: it goes to user space. Whether it is this one.
+    pub fn to_user(&self, now: u64, at: Moment) -> bool {
+        self.splitting().is_some() && self.open.to_user(now, at)
+    }
+
+    /// The writer: the guest goes on; if the last exit's time is split, it is over.
+    pub fn entry_split(&self, now: u64, at: Moment, khz: u32) {
+        if let Some(slot) = self.splitting() {
+            self.lose_entry();
+            let time = now.saturating_sub(self.since.load(Relaxed));
+            slot.take_time(time, Some(self.open.end(now, time, at, khz)));
         }
-        fence(Release);
-        bump(&slot.sequence, 1);
     }
 
     /// In the writer's stead, which does not run: the entry after the last exit will not be seen.
     pub fn lose_entry(&self) {
-        self.last.store(self.last.load(Relaxed) & !OPEN, Relaxed);
+        self.last.store(self.last.load(Relaxed) & SLOT, Relaxed);
     }
 
     /// A reader: the last exit, if there was one.
     pub fn last(&self, vendor: Vendor) -> Option<Last> {
         let slot = self
             .slots
-            .get(((self.last.load(Relaxed) & !OPEN) as usize).wrapping_sub(1))?;
+            .get(((self.last.load(Relaxed) & SLOT) as usize).wrapping_sub(1))?;
         Some(Last {
             reason: self.reason(vendor, slot),
             since: self.since.load(Relaxed),
@@ -245,6 +312,15 @@ impl Record {
                 line.count = slot.count.load(Relaxed);
                 line.total = slot.total.load(Relaxed);
                 line.max = slot.max.load(Relaxed);
+                line.split = slot.split.load(Relaxed);
+                let [total, user, halted, preempted] =
+                    slot.parts.each_ref().map(|part| part.load(Relaxed));
+                line.parts = Parts {
+                    total,
+                    user,
+                    halted,
+                    preempted,
+                };
                 for (to, from) in line.buckets.iter_mut().zip(&slot.buckets) {
                     *to = from.load(Relaxed);
                 }
@@ -271,6 +347,10 @@ pub struct Line {
     pub total: u64,
     /// The longest, in cycles.
     pub max: u64,
+    /// Of how many the time was split.
+    pub split: u64,
+    /// Where it went, of those together.
+    pub parts: Parts,
     /// How many of each bucket of [`log_linear`]; the sum is at most `count`.
     pub buckets: [u64; BUCKETS],
 }
@@ -282,6 +362,13 @@ impl Line {
         count: 0,
         total: 0,
         max: 0,
+        split: 0,
+        parts: Parts {
+            total: 0,
+            user: 0,
+            halted: 0,
+            preempted: 0,
+        },
         buckets: [0; BUCKETS],
     };
 
@@ -290,6 +377,11 @@ impl Line {
         self.count += other.count;
         self.total += other.total;
         self.max = self.max.max(other.max);
+        self.split += other.split;
+        self.parts.total += other.parts.total;
+        self.parts.user += other.parts.user;
+        self.parts.halted += other.parts.halted;
+        self.parts.preempted += other.parts.preempted;
         for (to, from) in self.buckets.iter_mut().zip(&other.buckets) {
             *to += from;
         }

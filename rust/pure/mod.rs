@@ -17,3 +17,4 @@ pub mod range;
 pub mod reason;
 pub mod storm;
 pub mod text;
+pub mod times;

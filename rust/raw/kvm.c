@@ -11,6 +11,17 @@
 #include <asm/vmx.h>
 #include "shim.h"
 
+/* The vCPU behind the current task's preempt notifier, if it has one; not followed. */
+struct kvm_vcpu *kvmate_loaded_vcpu(void)
+{
+	struct hlist_node *first = current->preempt_notifiers.first;
+
+	if (!first)
+		return NULL;
+	return container_of(hlist_entry(first, struct preempt_notifier, link),
+			    struct kvm_vcpu, preempt_notifier);
+}
+
 struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu)
 {
 	return vcpu->kvm;

@@ -31,6 +31,7 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm, stats_id),
 	WHOLE(kvm),
 	MEMBER(kvm_vcpu, kvm),
+	MEMBER(kvm_vcpu, preempt_notifier),
 	MEMBER(kvm_vcpu, vcpu_id),
 	MEMBER(kvm_vcpu, mode),
 	MEMBER(kvm_vcpu, requests),

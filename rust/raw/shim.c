@@ -8,6 +8,8 @@
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
 #include <linux/poll.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
 #include <linux/sched/task.h>
 #include <linux/workqueue.h>
 #include <asm/hypervisor.h>
@@ -144,6 +146,25 @@ int kvmate_eventfd_wait(struct file *file, struct eventfd_ctx *context, wait_que
 	spin_unlock_irq(&wait.head->lock);
 	*ready = count > 0;
 	return 0;
+}
+
+void kvmate_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void kvmate_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+u64 kvmate_run_delay(void)
+{
+#ifdef CONFIG_SCHED_INFO
+	return current->sched_info.run_delay;
+#else
+	return 0;
+#endif
 }
 
 bool kvmate_on_hyperv(void)

@@ -30,6 +30,9 @@ typedef void (*kvmate_kvm_eoi_probe)(void *data, struct kvm_lapic *apic, int vec
 typedef void (*kvmate_kvm_ack_irq_probe)(void *data, unsigned int irqchip,
 					 unsigned int pin);
 
+typedef void (*kvmate_kvm_userspace_exit_probe)(void *data, __u32 reason, int error);
+typedef void (*kvmate_kvm_vcpu_wakeup_probe)(void *data, __u64 ns, bool waited, bool valid);
+
 /* Tracepoints by name: of a module, of the kernel proper. NULL if there is none. */
 struct tracepoint *kvmate_module_tracepoint(struct module *mod, const char *name);
 struct tracepoint *kvmate_kernel_tracepoint(const char *name);
@@ -61,6 +64,11 @@ struct task_struct *kvmate_next_task(int *from);
 /* Whether it has its leader's files, so that looking at those of the leader is enough. */
 bool kvmate_task_shares_files(struct task_struct *task);
 
+void kvmate_preempt_disable(void);
+void kvmate_preempt_enable(void);
+/* How long the current task has waited for a CPU, in nanoseconds. */
+u64 kvmate_run_delay(void);
+
 /* kvm.c */
 struct kvmate_vcpu_sample {
 	u64 requests;
@@ -78,6 +86,7 @@ extern const struct kvmate_name kvmate_svm_exits[];
 extern const struct kvmate_name kvmate_vmx_exits[];
 const char *kvmate_request_name(unsigned int bit);
 
+struct kvm_vcpu *kvmate_loaded_vcpu(void);
 struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu);
 int kvmate_vcpu_id(struct kvm_vcpu *vcpu);
 bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu);

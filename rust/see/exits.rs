@@ -95,8 +95,8 @@ impl Row {
     }
 }
 
-/// The rows of some vCPUs together, the reason with the most time first.
-pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
+/// What is known of some vCPUs together, the reason with the most time first, and whose reasons.
+pub(super) fn lines(vcpus: &[Arc<Vcpu>]) -> Result<(Vendor, KVVec<Line>)> {
     let mut lines: KVVec<Line> = KVVec::new();
     let mut vendor = Vendor::Svm;
     let mut line = KVBox::new(Line::EMPTY, GFP_KERNEL)?;
@@ -120,6 +120,12 @@ pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
         }
     }
     lines.sort_unstable_by(|a, b| (b.total, b.count).cmp(&(a.total, a.count)));
+    Ok((vendor, lines))
+}
+
+/// The rows of some vCPUs together, the reason with the most time first.
+pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
+    let (vendor, lines) = lines(vcpus)?;
     let khz = tsc::khz();
     let mut rows = KVVec::with_capacity(lines.len() + 1, GFP_KERNEL)?;
     for line in &lines {

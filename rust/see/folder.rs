@@ -4,6 +4,7 @@
 use super::{
     exits,
     registry::Registry,
+    times,
     vcpus::Vcpus,
     vm::{Vcpu, Vm},
 };
@@ -15,13 +16,13 @@ use kernel::{prelude::*, str::CString, sync::Arc};
 
 /// `vcpu<N>/`. Files stand before their folders: they go first.
 struct VcpuFolder {
-    _files: [File; 1],
+    _files: [File; 2],
     _dir: Dir,
 }
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 10],
+    _files: [File; 11],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -64,10 +65,12 @@ impl Folder {
         let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         let storm = StormFile::new(vm.clone(), registry.poke.clone());
         let storm_status = StormStatus(vm.clone());
+        let times = Arc::new(times::OfVm(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
+                File::table(c"times", &dir, times)?,
                 File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
                 File::table(c"irqfds", &dir, irqfds)?,
@@ -88,8 +91,12 @@ impl Folder {
         let name = CString::try_from_fmt(fmt!("vcpu{}", vcpu.number))?;
         let dir = Dir::new(&name, Some(&self.dir))?;
         let exits = Arc::new(exits::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let times = Arc::new(times::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let folder = VcpuFolder {
-            _files: [File::table(c"exits", &dir, exits)?],
+            _files: [
+                File::table(c"exits", &dir, exits)?,
+                File::table(c"times", &dir, times)?,
+            ],
             _dir: dir,
         };
         self.vcpus.push(folder, GFP_KERNEL)?;

@@ -11,9 +11,14 @@ use super::{
     vm::Hot,
 };
 use crate::{
-    pure::reason::{self, Vendor},
+    pure::{
+        exits::Record,
+        reason::{self, Vendor},
+    },
     wrap::{
+        events::Pauses,
         exit_source::Exit,
+        in_task::InTask,
         probes::{RunningVcpu, Watcher},
         tsc,
     },
@@ -40,6 +45,13 @@ fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
     }
 }
 
+/// The guest goes on.
+#[inline(always)]
+fn entry(record: &Record, vcpu: RunningVcpu<'_>) {
+    let now = tsc::now();
+    record.entry(now, || entry_split(record, vcpu, now));
+}
+
 impl Watcher for Registry {
     #[inline(always)]
     fn on_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32) {
@@ -54,7 +66,7 @@ impl Watcher for Registry {
     #[inline(always)]
     fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
         match this.hot.remembered(vcpu) {
-            Some((_, record)) => record.entry(tsc::now()),
+            Some((_, record)) => entry(record, vcpu),
             None => Self::first_entry(this, vcpu),
         }
     }
@@ -68,7 +80,7 @@ impl Registry {
     #[inline(never)]
     fn first_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
         if let Some((_, record)) = this.hot.find(vcpu) {
-            record.entry(tsc::now());
+            entry(record, vcpu);
         }
     }
 
@@ -96,16 +108,41 @@ impl Registry {
     }
 }
 
-/// Write an exit down, also before it is decided where it is read.
+/// Write an exit down, also before it is decided where it is read, and where its time is split.
 #[cold]
 #[inline(never)]
 fn exit_slowly((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-    let Some(Exit { code, rip }) = source.read(vcpu, isa) else {
-        return record.exit_unknown(now);
-    };
+    let exit = source.read(vcpu, isa);
     let vendor = source.vendor();
-    match reason::index(vendor, code) {
-        Some(index) => record.exit(index, now, rip),
-        None => record.exit_other(reason::canonical(vendor, code), now, rip),
+    match exit {
+        None => record.exit_unknown(now),
+        Some(Exit { code, rip }) => match reason::index(vendor, code) {
+            Some(index) => record.exit(index, now, rip),
+            None => record.exit_other(reason::canonical(vendor, code), now, rip),
+        },
+    }
+    if source.is_split() {
+        record.split(vcpu.in_task().moment());
+    }
+}
+
+/// The guest goes on after an exit whose time is split, or after none.
+#[cold]
+#[inline(never)]
+fn entry_split(record: &Record, vcpu: RunningVcpu<'_>, now: u64) {
+    record.entry_split(now, vcpu.in_task().moment(), tsc::khz());
+}
+
+impl Pauses for Registry {
+    fn on_user_exit(this: ArcBorrow<'_, Self>, task: InTask<'_>) {
+        let (now, at) = (tsc::now(), task.moment());
+        // KVM has put the vCPU down. It is the one that this task was in the kernel for.
+        this.hot.choose(task, |(_, record)| record.to_user(now, at));
+    }
+
+    fn on_wakeup(this: ArcBorrow<'_, Self>, task: InTask<'_>, ns: u64) {
+        if let Some((_, record)) = this.hot.of_loaded(task) {
+            record.halted(ns, task.moment());
+        }
     }
 }

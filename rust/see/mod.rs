@@ -7,7 +7,7 @@
 //! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
 //! - [`hot`] is what probes do at each exit and entry.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
-//! - [`exits`], [`vcpus`], [`ended`] are the tables.
+//! - [`exits`], [`times`], [`vcpus`], [`ended`] are the tables.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
@@ -43,6 +43,7 @@ mod folder;
 mod hot;
 mod layouts;
 mod registry;
+mod times;
 mod vcpus;
 mod vm;
 mod watch;
@@ -50,4 +51,4 @@ mod watch;
 pub(crate) use ended::Ended;
 pub(crate) use layouts::Layouts;
 pub(crate) use vm::Vm;
-pub(crate) use watch::{Watch, Watching};
+pub(crate) use watch::{Wanted, Watch, Watching};

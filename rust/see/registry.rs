@@ -84,6 +84,8 @@ pub(crate) struct Registry {
     queue: SpinLockIrq<Option<WorkQueue>>,
     #[pin]
     work: Work<Registry>,
+    /// Whether times are split. Changes, and is followed, under `known`.
+    times: AtomicBool,
     /// `Known::shown`, for a glance without the lock.
     pub(super) shown: AtomicBool,
     /// How many VMs there have been.
@@ -117,6 +119,7 @@ impl Registry {
                 in_flight,
                 queue <- new_spinlock_irq!(Some(queue)),
                 work <- new_work!("kvmate::registry"),
+                times: AtomicBool::new(false),
                 shown: AtomicBool::new(false),
                 count: AtomicU64::new(0),
                 walk_wanted: AtomicBool::new(false),
@@ -135,6 +138,20 @@ impl Registry {
     /// No probe runs, and some may again: what follows the last exits is not seen.
     pub(super) fn lose_entries(&self) {
         self.hot.each(|(_, record)| record.lose_entry());
+    }
+
+    /// Split the times of exits from now on, or do not.
+    pub(super) fn split_times(&self, on: bool) {
+        let _known = self.known.lock();
+        self.times.store(on, Relaxed);
+        self.hot.each(|(source, _)| source.set_split(on));
+    }
+
+    /// Let probes find a record, with `known` held.
+    fn connect(&self, hot: &Owned<Hot>, vcpu: &Vcpu) {
+        let (source, _) = &**hot;
+        source.set_split(self.times.load(Relaxed));
+        hot.connect(vcpu.vm.id(), vcpu.id);
     }
 
     /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.
@@ -248,7 +265,7 @@ impl Registry {
         while let Some(next) = cursor.peek_next() {
             if core::ptr::eq(&*next.arc(), &**vcpu) {
                 next.remove();
-                hot.connect(vcpu.vm.id(), vcpu.id);
+                self.connect(&hot, vcpu);
                 break;
             }
             cursor.move_next();
@@ -313,7 +330,7 @@ impl Registry {
                 let _known = self.known.lock();
                 old.disconnect();
                 if !vm.ended() {
-                    new.connect(vm.id(), vcpu.id);
+                    self.connect(new, vcpu);
                 }
             });
             before.push(old, GFP_KERNEL)?;

@@ -22,16 +22,25 @@ use kernel::{
 /// Whether kvm is there; for those who cannot have the [`Watch`].
 static POSSIBLE: AtomicBool = AtomicBool::new(false);
 
+/// What is wanted, whether or not kvm is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// `knobs/observe`
+    pub(crate) observe: bool,
+    /// `knobs/times`
+    pub(crate) times: bool,
+}
+
 /// What stands at the moment.
 struct State {
-    /// `knobs/observe`
-    wanted: bool,
+    wanted: Wanted,
     kvm: Option<Kvm>,
 }
 
 /// What stands while kvm is there. The fields' order is that of the end.
 struct Kvm {
     probes: Option<Probes<Registry>>,
+    pauses: Option<Probes<Registry>>,
     hooks: Option<LifeHooks<Registry>>,
     tracepoints: Tracepoints,
 }
@@ -77,7 +86,7 @@ impl Watch {
         ended: Arc<Ended>,
         layouts: Arc<Layouts>,
         poke: Arc<Poke>,
-        wanted: bool,
+        wanted: Wanted,
     ) -> Result<Arc<Self>> {
         let registry = Registry::new(vms, ended, poke)?;
         Arc::pin_init(
@@ -109,20 +118,22 @@ impl Watch {
         POSSIBLE.load(Relaxed)
     }
 
-    /// Whether exits are recorded, where there is a kvm.
-    pub(crate) fn observing(&self) -> bool {
+    /// What is recorded, where there is a kvm.
+    pub(crate) fn wanted(&self) -> Wanted {
         self.state.lock().wanted
     }
 
-    /// Record exits or do not, from now on: when this returns the last probe has run or the first
+    /// Record something or do not, from now on: when this returns the last probe has run or the first
     /// will. Tells what was before.
-    pub(crate) fn observe(&self, on: bool) -> Result<bool> {
+    pub(crate) fn want(&self, change: impl FnOnce(&mut Wanted)) -> Result<Wanted> {
         let mut state = self.state.lock();
         let before = state.wanted;
+        let mut now = before;
+        change(&mut now);
         if let Some(kvm) = &mut state.kvm {
-            kvm.probe(on, &self.registry)?;
+            kvm.probe(now, &self.registry)?;
         }
-        state.wanted = on;
+        state.wanted = now;
         Ok(before)
     }
 
@@ -159,12 +170,21 @@ impl Watch {
 }
 
 impl Kvm {
-    fn probe(&mut self, on: bool, registry: &Arc<Registry>) -> Result {
-        if !on {
+    /// Have the probes that are wanted. An error leaves those that stood.
+    fn probe(&mut self, wanted: Wanted, registry: &Arc<Registry>) -> Result {
+        let Wanted { observe, times } = wanted;
+        if observe && times && self.pauses.is_none() {
+            self.pauses = Some(Probes::of_pauses(self.tracepoints, registry.clone())?);
+        }
+        registry.split_times(times);
+        if !observe {
             self.probes = None;
             registry.lose_entries();
         } else if self.probes.is_none() {
             self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
+        }
+        if !(observe && times) {
+            self.pauses = None;
         }
         Ok(())
     }
@@ -179,6 +199,7 @@ impl KvmEvents for Watch {
         }
         let mut kvm = Kvm {
             probes: None,
+            pauses: None,
             hooks: None,
             tracepoints,
         };
@@ -194,8 +215,14 @@ impl KvmEvents for Watch {
     fn kvm_goes(&self) {
         POSSIBLE.store(false, Relaxed);
         let mut state = self.state.lock();
-        if let Some(Kvm { probes, hooks, .. }) = state.kvm.take() {
-            drop(probes);
+        if let Some(Kvm {
+            probes,
+            pauses,
+            hooks,
+            ..
+        }) = state.kvm.take()
+        {
+            drop((probes, pauses));
             self.registry.hide();
             drop(hooks);
         }

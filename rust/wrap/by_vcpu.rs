@@ -13,6 +13,7 @@
 //! innermost.
 
 use super::{
+    in_task::InTask,
     kvm::{VcpuId, VmId},
     percpu::PerCpuPointer,
     probes::{self, RunningVcpu},
@@ -122,7 +123,44 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
 
     /// What is kept for the vCPU that runs, if anything. This CPU will remember it.
     pub(crate) fn find<'a>(&self, vcpu: RunningVcpu<'a>) -> Option<&'a T> {
-        let key = vcpu.id().0;
+        self.find_by(vcpu.id(), vcpu.in_task())
+    }
+
+    /// What is kept for the vCPU that the task has loaded, if anything. This CPU will remember it.
+    pub(crate) fn of_loaded<'a>(&self, task: InTask<'a>) -> Option<&'a T> {
+        let vcpu = task.loaded()?;
+        // SAFETY: Not to be freed yet (type invariant), and settling waits for the probe we are in.
+        let last = unsafe { self.last.get().as_ref() };
+        match last {
+            Some(last) if last.key.load(Relaxed) == vcpu.0 => Some(&last.value),
+            _ => self.find_by(vcpu, task),
+        }
+    }
+
+    /// What `which` chooses, if it chooses any: it is asked of what this CPU remembers first.
+    pub(crate) fn choose<'a>(&self, _: InTask<'a>, which: impl Fn(&T) -> bool) -> Option<&'a T> {
+        // SAFETY: As in `of_loaded`.
+        let last = unsafe { self.last.get().as_ref() };
+        if let Some(last) = last.filter(|last| which(&last.value)) {
+            return Some(&last.value);
+        }
+        for bucket in self.buckets.iter() {
+            let mut at = bucket.load(Acquire);
+            // SAFETY: Connected when loaded (type invariant), and freed only after the probe we are
+            // in.
+            while let Some(entry) = unsafe { at.cast_const().as_ref() } {
+                if which(&entry.value) {
+                    return Some(&entry.value);
+                }
+                at = entry.next.load(Acquire);
+            }
+        }
+        None
+    }
+
+    /// What is kept for a vCPU, if anything. This CPU, on which the probe stays, will remember it.
+    fn find_by<'a>(&self, vcpu: VcpuId, _: InTask<'a>) -> Option<&'a T> {
+        let key = vcpu.0;
         let mut at = self.bucket(key)?.load(Acquire);
         // SAFETY: Connected when loaded (type invariant), and freed only after the probe we are in.
         while let Some(entry) = unsafe { at.cast_const().as_ref() } {

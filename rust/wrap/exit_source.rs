@@ -25,6 +25,9 @@ const VMX: u8 = 2;
 const UNKNOWN: u8 = 3;
 /// From here on up: SVM, after so many more agreeing exits.
 const PROVING: u8 = 0x80;
+/// Beside each of them: times are to be split ([`ExitSource::set_split`]). No state that the hot path
+/// knows has it, so what it costs is paid by those only that want it.
+const SPLIT: u8 = 0x40;
 /// How many exits must agree.
 const AGREEING: u8 = 32;
 
@@ -82,9 +85,35 @@ impl ExitSource {
         unsafe { vmx_exit() }
     }
 
+    /// Have the vCPU's exits take the long way, on which their times are split, or the short one. Any
+    /// context.
+    pub(crate) fn set_split(&self, on: bool) {
+        if on {
+            self.0.fetch_or(SPLIT, Relaxed);
+        } else {
+            self.0.fetch_and(!SPLIT, Relaxed);
+        }
+    }
+
+    /// Whether times are to be split.
+    pub(crate) fn is_split(&self) -> bool {
+        self.0.load(Relaxed) & SPLIT != 0
+    }
+
+    /// What is decided.
+    fn state(&self) -> u8 {
+        self.0.load(Relaxed) & !SPLIT
+    }
+
+    /// Decide, from `before`. Only the CPU that runs the vCPU does, beside [`ExitSource::set_split`].
+    fn decide(&self, before: u8, state: u8) {
+        // The bits that differ.
+        self.0.fetch_xor(before ^ state, Relaxed);
+    }
+
     /// Whose codes it gives.
     pub(crate) fn vendor(&self) -> Vendor {
-        match self.0.load(Relaxed) {
+        match self.state() {
             VMX => Vendor::Vmx,
             _ => Vendor::Svm,
         }
@@ -92,10 +121,10 @@ impl ExitSource {
 
     /// The exit that the guest has just made, wherever it is read; `None` if it cannot be told.
     pub(crate) fn read(&self, vcpu: RunningVcpu<'_>, isa: u32) -> Option<Exit> {
-        if self.0.load(Relaxed) == NEW {
-            self.0.store(decide(*vcpu, isa), Relaxed);
+        if self.state() == NEW {
+            self.decide(NEW, decide(*vcpu, isa));
         }
-        let state = self.0.load(Relaxed);
+        let state = self.state();
         match state {
             // SAFETY: As in `read_svm`.
             SVM => Some(unsafe { svm_exit(vcpu) }),
@@ -106,12 +135,12 @@ impl ExitSource {
                     // Zeros agree with zeros anywhere: they prove nothing.
                     if exit.rip != 0 {
                         let next = if state == PROVING { SVM } else { state - 1 };
-                        self.0.store(next, Relaxed);
+                        self.decide(state, next);
                     }
                     Some(exit)
                 }
                 Err(_) => {
-                    self.0.store(UNKNOWN, Relaxed);
+                    self.decide(state, UNKNOWN);
                     if !SVM_REFUTED.swap(true, Relaxed) {
                         pr_warn!(
                             "kvm_amd's struct vcpu_svm has its VMCB elsewhere: reasons are unknown\n"

@@ -6,7 +6,7 @@
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
-use super::kvm::LiveVcpu;
+use super::{in_task::InTask, kvm::LiveVcpu};
 use crate::raw;
 use core::{marker::PhantomData, ops::Deref, ptr::NonNull};
 use kernel::{
@@ -25,6 +25,15 @@ use kernel::{
 /// `tracepoint_synchronize_unregister()` waits for us.
 #[derive(Clone, Copy)]
 pub(crate) struct RunningVcpu<'a>(LiveVcpu<'a>, PhantomData<*mut ()>);
+
+impl<'a> RunningVcpu<'a> {
+    /// The task that runs it.
+    #[inline(always)]
+    pub(crate) fn in_task(self) -> InTask<'a> {
+        // SAFETY: A probe runs in this task, with interrupts off (type invariant).
+        unsafe { InTask::new() }
+    }
+}
 
 impl<'a> Deref for RunningVcpu<'a> {
     type Target = LiveVcpu<'a>;
@@ -47,15 +56,19 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// They stay until kvm.ko goes, and whoever has this is told of that before ([`super::kvm_module`]).
+/// All stay until kvm.ko goes, and whoever has this is told of that before ([`super::kvm_module`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Tracepoints {
-    exit: NonNull<bindings::tracepoint>,
-    entry: NonNull<bindings::tracepoint>,
-    pub(super) ack: Option<NonNull<bindings::tracepoint>>,
+    exit: Tracepoint,
+    entry: Tracepoint,
+    pub(super) user_exit: Tracepoint,
+    pub(super) wakeup: Tracepoint,
+    pub(super) ack: Option<Tracepoint>,
     /// `kvm_apic_accept_irq`, `kvm_inj_virq`, `kvm_eoi`
-    pub(super) way: Option<[NonNull<bindings::tracepoint>; 3]>,
+    pub(super) way: Option<[Tracepoint; 3]>,
 }
+
+type Tracepoint = NonNull<bindings::tracepoint>;
 
 // SAFETY: Pointers to what any thread may register probes at.
 unsafe impl Send for Tracepoints {}
@@ -82,6 +95,8 @@ impl Tracepoints {
             entry: NonNull::new(find(c"kvm_entry"))?,
             ack: NonNull::new(find(c"kvm_ack_irq")),
             way: way(),
+            user_exit: NonNull::new(find(c"kvm_userspace_exit"))?,
+            wakeup: NonNull::new(find(c"kvm_vcpu_wakeup"))?,
         })
     }
 }
@@ -92,7 +107,7 @@ impl Tracepoints {
 ///
 /// `probe` is registered at `tracepoint` with `data`, once.
 pub(super) struct Probe {
-    tracepoint: NonNull<bindings::tracepoint>,
+    tracepoint: Tracepoint,
     probe: *mut c_void,
     data: *mut c_void,
 }
@@ -103,7 +118,7 @@ impl Probe {
     /// `probe` has the prototype of the tracepoint's probes, and `data` stays valid until this is
     /// dropped and `tracepoint_synchronize_unregister()` has returned.
     pub(super) unsafe fn register(
-        tracepoint: NonNull<bindings::tracepoint>,
+        tracepoint: Tracepoint,
         probe: *mut c_void,
         data: *mut c_void,
     ) -> Result<Self> {
@@ -131,58 +146,61 @@ impl Drop for Probe {
     }
 }
 
-/// Both probes, registered. Drop it to unregister: after that no call runs any more.
-pub(crate) struct Probes<T: Watcher> {
-    probes: Option<[Probe; 2]>,
+/// Probes, registered. Drop it to unregister: after that no call runs any more.
+pub(crate) struct Probes<T: Send + Sync + 'static> {
+    // In the order of registering; the last goes first.
+    probes: KVec<Probe>,
     // Where the probes' data points.
     _target: Arc<T>,
 }
 
 // SAFETY: Probes may be unregistered from any thread, and the target may be sent.
-unsafe impl<T: Watcher> Send for Probes<T> {}
+unsafe impl<T: Send + Sync> Send for Probes<T> {}
+
+impl<T: Send + Sync> Probes<T> {
+    /// Register probes with `target` for their data, in that order, or none.
+    ///
+    /// # Safety
+    ///
+    /// Each has the prototype of its tracepoint's probes, and works on data that is the pointer of an
+    /// `Arc<T>` which outlives it.
+    pub(super) unsafe fn register_at(
+        places: &[(Tracepoint, Option<*mut c_void>)],
+        target: Arc<T>,
+    ) -> Result<Self> {
+        let data: *mut c_void = Arc::as_ptr(&target).cast_mut().cast();
+        // Dropping it unregisters what there is.
+        let mut this = Self {
+            probes: KVec::with_capacity(places.len(), GFP_KERNEL)?,
+            _target: target,
+        };
+        for &(tracepoint, probe) in places {
+            let probe = probe.unwrap_or(core::ptr::null_mut());
+            // SAFETY: The caller's promise; `drop` waits before the target goes.
+            let probe = unsafe { Probe::register(tracepoint, probe, data) }?;
+            this.probes.push(probe, GFP_KERNEL)?;
+        }
+        Ok(this)
+    }
+}
 
 impl<T: Watcher> Probes<T> {
     /// Let `target` know of every exit and entry from now on.
     pub(crate) fn register(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
-        let data: *mut c_void = Arc::as_ptr(&target).cast_mut().cast();
         let exit: raw::kvmate_kvm_exit_probe = Some(on_exit::<T>);
         let entry: raw::kvmate_kvm_entry_probe = Some(on_entry::<T>);
-        let address = |f: Option<*mut c_void>| f.unwrap_or(core::ptr::null_mut());
-        // SAFETY: `on_entry` has the prototype of the probes of `kvm_entry`; `drop` waits before the
-        // target goes.
-        let entry = unsafe {
-            Probe::register(
-                tracepoints.entry,
-                address(entry.map(|f| f as *mut c_void)),
-                data,
-            )
-        }?;
-        // SAFETY: As above, for `kvm_exit`.
-        let exit = unsafe {
-            Probe::register(
-                tracepoints.exit,
-                address(exit.map(|f| f as *mut c_void)),
-                data,
-            )
-        };
-        let probes = match exit {
-            Ok(exit) => [exit, entry],
-            Err(error) => {
-                drop(entry);
-                synchronize();
-                return Err(error);
-            }
-        };
-        Ok(Self {
-            probes: Some(probes),
-            _target: target,
-        })
+        let places = [
+            (tracepoints.entry, entry.map(|f| f as *mut c_void)),
+            (tracepoints.exit, exit.map(|f| f as *mut c_void)),
+        ];
+        // SAFETY: Each has the prototype of its tracepoint's probes, and takes an `Arc<T>`'s pointer.
+        unsafe { Self::register_at(&places, target) }
     }
 }
 
-impl<T: Watcher> Drop for Probes<T> {
+impl<T: Send + Sync> Drop for Probes<T> {
     fn drop(&mut self) {
-        self.probes = None;
+        while self.probes.pop().is_some() {}
         synchronize();
     }
 }

@@ -89,6 +89,69 @@ pub fn ended(text: &str, vm: &str) -> Result<(u64, Vec<Row>)> {
     Ok((*vcpus, rows))
 }
 
+/// The columns of a table `times`.
+pub const TIMES: &str = "reason count total_ns user_ns halted_ns preempted_ns kernel_ns";
+
+/// A line of a table `times`; times in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Why guests exited.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+    /// From exit to entry, all together.
+    pub total: u64,
+    /// Of that in user space.
+    pub user: u64,
+    /// Halted.
+    pub halted: u64,
+    /// Waiting for a CPU.
+    pub preempted: u64,
+    /// The rest.
+    pub kernel: u64,
+}
+
+/// A table `times`, in which each line must add up.
+pub fn times(text: &str) -> Result<Vec<Parts>> {
+    body(text, TIMES)?
+        .map(|line| {
+            let (reason, numbers) = line.split_once(' ').unwrap_or((line, ""));
+            let numbers: Vec<u64> = numbers
+                .split(' ')
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+                .with_context(|| format!("a row of numbers: {line}"))?;
+            let [count, total, user, halted, preempted, kernel] = numbers[..] else {
+                anyhow::bail!("not seven columns: {line}");
+            };
+            let sum = user + halted + preempted + kernel;
+            ensure!(sum == total, "the parts add up to {sum}: {line}");
+            Ok(Parts {
+                reason: reason.to_owned(),
+                count,
+                total,
+                user,
+                halted,
+                preempted,
+                kernel,
+            })
+        })
+        .collect()
+}
+
+/// All lines of a table `times` together.
+pub fn sum_of(lines: &[Parts]) -> Parts {
+    lines.iter().fold(Parts::default(), |sum, line| Parts {
+        reason: String::new(),
+        count: sum.count + line.count,
+        total: sum.total + line.total,
+        user: sum.user + line.user,
+        halted: sum.halted + line.halted,
+        preempted: sum.preempted + line.preempted,
+        kernel: sum.kernel + line.kernel,
+    })
+}
+
 /// The columns of a table `vcpus`.
 pub const VCPUS: &str = "vcpu task state last_exit ago_ns rip requests vm";
 

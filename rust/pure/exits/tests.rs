@@ -15,12 +15,15 @@ fn record() -> Box<Record> {
         index: AtomicU32::new(0),
         total: ZERO,
         max: ZERO,
+        split: ZERO,
+        parts: [ZERO; 4],
         buckets: [ZERO; BUCKETS],
     };
     Box::new(Record {
         last: AtomicU32::new(0),
         since: ZERO,
         rip: ZERO,
+        open: Open::zeroed(),
         taken: AtomicU32::new(0),
         slot_of: [const { AtomicU8::new(0) }; INDICES],
         others: [ZERO; OTHERS.end - OTHERS.start],
@@ -49,7 +52,7 @@ fn exit(record: &Record, code: u64, now: u64) {
 #[test]
 fn nothing_yet() {
     let record = record();
-    record.entry(5);
+    record.entry(5, || ());
     assert!(lines(&record).is_empty());
     assert_eq!(record.last(Vendor::Svm), None);
 }
@@ -59,9 +62,9 @@ fn exit_without_entry_has_no_time() {
     let record = record();
     record.exit(0x7b, 100, 7);
     record.exit(0x7b, 200, 8);
-    record.entry(250);
+    record.entry(250, || ());
     // An entry without an exit (a failed one) tells nothing more.
-    record.entry(900);
+    record.entry(900, || ());
     let [line] = &lines(&record)[..] else {
         panic!()
     };
@@ -81,7 +84,7 @@ fn exit_without_entry_has_no_time() {
 fn time_below_nothing_is_nothing() {
     let record = record();
     record.exit(1, 100, 0);
-    record.entry(99);
+    record.entry(99, || ());
     assert_eq!(lines(&record)[0].total, 0);
 }
 
@@ -90,10 +93,55 @@ fn a_lost_entry_gives_no_time() {
     let record = record();
     exit(&record, 1, 100);
     record.lose_entry();
-    record.entry(900);
+    record.entry(900, || ());
     let line = lines(&record).remove(0);
     assert_eq!((line.count, line.timed(), line.total), (1, 0, 0));
     assert_eq!(record.last(Vendor::Svm).unwrap().since, 100);
+}
+
+/// An exit that is split beside one that is not: both are in the totals, one has parts.
+#[test]
+fn a_split_exit_has_parts() {
+    let record = record();
+    let at = |delay| Moment { task: 3, delay };
+    exit(&record, 1, 100);
+    record.entry(150, || panic!("an open exit"));
+    exit(&record, 1, 200);
+    record.split(at(0));
+    record.halted(10, at(4));
+    assert!(record.to_user(240, at(4)));
+    let mut split = false;
+    record.entry(300, || split = true);
+    assert!(split);
+    assert_eq!(record.last(Vendor::Svm).unwrap().since, 200);
+    record.entry_split(300, at(9), 1_000_000);
+    // It is over.
+    record.entry_split(900, at(9), 1_000_000);
+    assert!(!record.to_user(950, at(9)));
+    record.halted(10, at(9));
+    let line = lines(&record).remove(0);
+    assert_eq!((line.count, line.timed(), line.total), (2, 2, 150));
+    let parts = Parts {
+        total: 100,
+        user: 55,
+        halted: 6,
+        preempted: 9,
+    };
+    assert_eq!((line.split, line.parts), (1, parts));
+}
+
+#[test]
+fn a_lost_entry_ends_a_split_exit() {
+    let record = record();
+    exit(&record, 1, 100);
+    record.split(Moment { task: 3, delay: 0 });
+    record.lose_entry();
+    record.entry_split(300, Moment { task: 3, delay: 0 }, 1);
+    assert_eq!(lines(&record)[0].timed(), 0);
+    exit(&record, 1, 400);
+    record.entry(450, || panic!("an open exit"));
+    let line = lines(&record).remove(0);
+    assert_eq!((line.timed(), line.split, line.total), (1, 0, 50));
 }
 
 #[test]
@@ -150,7 +198,7 @@ proptest! {
             plain.entry(code).or_default().0 += 1;
             now += time;
             if entered {
-                record.entry(now);
+                record.entry(now, || ());
                 plain.entry(code).or_default().1.push(time);
             }
         }
@@ -177,7 +225,7 @@ fn lines_are_of_one_moment() {
             while !stop.load(Relaxed) {
                 // Each takes 3, so that total, timed and max depend on each other.
                 record.exit(0x72, now, 0);
-                record.entry(now + 3);
+                record.entry(now + 3, || ());
                 now += 10;
                 // A guest runs in between.
                 (0..500).for_each(|_| std::hint::spin_loop());
@@ -201,7 +249,7 @@ fn lines_add_up() {
     let records = [record(), record()];
     for (number, record) in records.iter().enumerate() {
         record.exit(0x7b, 0, 0);
-        record.entry(10 + number as u64);
+        record.entry(10 + number as u64, || ());
     }
     let mut sum = lines(&records[0]).remove(0);
     sum.add(&lines(&records[1])[0]);

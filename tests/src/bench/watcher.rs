@@ -14,9 +14,10 @@ use std::{
 };
 
 /// What is measured, in this order.
-pub const WATCHERS: [Watcher; 7] = [
+pub const WATCHERS: [Watcher; 8] = [
     Watcher::Nobody,
     Watcher::On,
+    Watcher::Times,
     Watcher::Off,
     Watcher::NobodyAgain,
     Watcher::Ftrace,
@@ -39,6 +40,8 @@ pub enum Watcher {
     Nobody,
     /// kvmate, loaded without parameters: everything that is on by default.
     On,
+    /// The same with `times=1`.
+    Times,
     /// kvmate, loaded, and switched off by its knob.
     Off,
     /// Nobody once more: has something stayed behind, or drifted?
@@ -66,6 +69,7 @@ impl Watcher {
         match self {
             Self::Nobody => "bare",
             Self::On => "kvmate, observe=1",
+            Self::Times => "kvmate, times=1",
             Self::Off => "kvmate, observe=0",
             Self::NobodyAgain => "bare again",
             Self::Ftrace => "ftrace event pair",
@@ -109,6 +113,7 @@ impl Watcher {
                 kvmate.unload()?;
                 options
             }
+            Self::Times => "the same, times=1".into(),
             Self::Off => "the same, then observe=0".into(),
             Self::Ftrace => {
                 let _events = Events::on()?;
@@ -139,8 +144,9 @@ impl Watcher {
                 output(&command)?;
                 watched(sampler.taken()?, None)
             }
-            Self::On => {
-                let kvmate = Kvmate::load("")?;
+            Self::On | Self::Times => {
+                let on = self == Self::On;
+                let kvmate = Kvmate::load(if on { "" } else { "times=1" })?;
                 let observe = kvmate.read("knobs/observe")?;
                 ensure!(observe == "1", "observe is {observe} by default");
                 let before = kvmate.exits().ok();

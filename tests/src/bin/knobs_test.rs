@@ -48,7 +48,7 @@ fn tree() -> Result<()> {
     );
     ensure_eq!(
         names("knobs")?,
-        ["gmem_order", "inject", "latency", "observe", "verbose"],
+        ["gmem_order", "inject", "latency", "observe", "times", "verbose"],
         "knobs"
     );
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
@@ -59,6 +59,7 @@ fn tree() -> Result<()> {
         "knobs/inject",
         "knobs/latency",
         "knobs/observe",
+        "knobs/times",
         "knobs/verbose",
     ] {
         ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");

@@ -73,6 +73,7 @@ fn twice() -> Result<()> {
 fn bad_parameters() -> Result<()> {
     for (parameters, said) in [
         ("observe=2", Some("parameter observe=2: 0 or 1")),
+        ("times=2", Some("parameter times=2: 0 or 1")),
         ("observe=x", None),
         ("observe", None),
         ("verbose=256", None),

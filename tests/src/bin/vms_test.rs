@@ -394,6 +394,7 @@ fn files_and_modes() -> Result<()> {
     let expected = [
         ("exits", 0o444),
         ("vcpus", 0o444),
+        ("times", 0o444),
         ("reset", 0o200),
         ("vcpu0/exits", 0o444),
         ("inject", 0o200),
@@ -403,6 +404,7 @@ fn files_and_modes() -> Result<()> {
         ("latency", 0o444),
         ("storm", 0o644),
         ("storm_status", 0o444),
+        ("vcpu0/times", 0o444),
     ];
     for (file, mode) in expected {
         let found = fs::metadata(folder.join(file))
