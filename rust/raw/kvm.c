@@ -76,6 +76,26 @@ void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample
 	sample->in_kernel = READ_ONCE(vcpu->wants_to_run);
 }
 
+/*
+ * The memslot of a guest frame: its number, with its address space's above bit 16; -1 where there is
+ * no memory. The caller runs the vCPU and so holds kvm->srcu. As KVM's own look-up, but it does not
+ * touch the slot that KVM remembers.
+ */
+int kvmate_vcpu_memslot(struct kvm_vcpu *vcpu, u64 gfn)
+{
+	int space = kvm_arch_vcpu_memslots_id(vcpu);
+	struct kvm_memslots *slots = rcu_dereference_raw(vcpu->kvm->memslots[space]);
+	struct kvm_memory_slot *slot = search_memslots(slots, gfn, false);
+
+	return slot ? (slot->as_id << 16 | (u16)slot->id) : -1;
+}
+
+/* Whether hardware delivers interrupts by itself (APICv, AVIC), where KVM does not see it. */
+bool kvmate_vm_apicv(struct kvm *kvm)
+{
+	return !READ_ONCE(kvm->arch.apicv_inhibit_reasons);
+}
+
 /* The task that last ran the vCPU: its number, or 0; and its name in "comm". */
 int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN])
 {

@@ -14,7 +14,17 @@
 #define WHOLE(s) { #s, "", 0, sizeof(struct s) }
 
 static const struct kvmate_layout kvm[] = {
+	MEMBER(kvm_memory_slot, gfn_node),
+	MEMBER(kvm_memory_slot, base_gfn),
+	MEMBER(kvm_memory_slot, npages),
+	MEMBER(kvm_memory_slot, id),
+	MEMBER(kvm_memory_slot, as_id),
+	WHOLE(kvm_memory_slot),
+	MEMBER(kvm_memslots, gfn_tree),
+	MEMBER(kvm_memslots, node_idx),
+	WHOLE(kvm_memslots),
 	MEMBER(kvm, mm),
+	MEMBER(kvm, memslots),
 	MEMBER(kvm, vcpu_array),
 	MEMBER(kvm, online_vcpus),
 	MEMBER(kvm, irqfds.lock),
@@ -23,6 +33,7 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm, arch.vm_type),
 	MEMBER(kvm, arch.irqchip_mode),
 	MEMBER(kvm, arch.x2apic_format),
+	MEMBER(kvm, arch.apicv_inhibit_reasons),
 	MEMBER(kvm, irq_routing),
 	MEMBER(kvm, debugfs_dentry),
 	MEMBER(kvm, irq_srcu),
@@ -39,6 +50,7 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_vcpu, pid_lock),
 	MEMBER(kvm_vcpu, wants_to_run),
 	MEMBER(kvm_vcpu, arch),
+	MEMBER(kvm_vcpu, arch.hflags),
 	MEMBER(kvm_vcpu, arch.regs),
 	MEMBER(kvm_vcpu, arch.rip),
 	MEMBER(kvm_vcpu, arch.guest_state_protected),

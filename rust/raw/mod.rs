@@ -32,15 +32,15 @@ pub(crate) struct kvm {
     contents: [u8; 0],
 }
 
-/// KVM's vCPU: as above.
+/// KVM's LAPIC of a vCPU: private to it.
 #[repr(C)]
-pub(crate) struct kvm_vcpu {
+pub(crate) struct kvm_lapic {
     contents: [u8; 0],
 }
 
-/// KVM's LAPIC: never looked into.
+/// KVM's vCPU: as above.
 #[repr(C)]
-pub(crate) struct kvm_lapic {
+pub(crate) struct kvm_vcpu {
     contents: [u8; 0],
 }
 

@@ -11,6 +11,7 @@
 #include <linux/wait.h>
 
 struct kvm;
+struct kvm_lapic;
 struct kvm_vcpu;
 struct kvm_lapic;
 
@@ -29,9 +30,12 @@ typedef void (*kvmate_kvm_inj_virq_probe)(void *data, unsigned int vector, bool 
 typedef void (*kvmate_kvm_eoi_probe)(void *data, struct kvm_lapic *apic, int vector);
 typedef void (*kvmate_kvm_ack_irq_probe)(void *data, unsigned int irqchip,
 					 unsigned int pin);
-
 typedef void (*kvmate_kvm_userspace_exit_probe)(void *data, __u32 reason, int error);
 typedef void (*kvmate_kvm_vcpu_wakeup_probe)(void *data, __u64 ns, bool waited, bool valid);
+typedef void (*kvmate_kvm_msr_probe)(void *data, unsigned int write, __u32 ecx, __u64 value,
+				     bool exception);
+typedef void (*kvmate_kvm_page_fault_probe)(void *data, struct kvm_vcpu *vcpu, __u64 address,
+					    __u64 error_code);
 
 /* Tracepoints by name: of a module, of the kernel proper. NULL if there is none. */
 struct tracepoint *kvmate_module_tracepoint(struct module *mod, const char *name);
@@ -84,6 +88,7 @@ struct kvmate_name {
 
 extern const struct kvmate_name kvmate_svm_exits[];
 extern const struct kvmate_name kvmate_vmx_exits[];
+extern const struct kvmate_name kvmate_msrs[];
 const char *kvmate_request_name(unsigned int bit);
 
 struct kvm_vcpu *kvmate_loaded_vcpu(void);
@@ -91,6 +96,8 @@ struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu);
 int kvmate_vcpu_id(struct kvm_vcpu *vcpu);
 bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu);
 void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample);
+int kvmate_vcpu_memslot(struct kvm_vcpu *vcpu, u64 gfn);
+bool kvmate_vm_apicv(struct kvm *kvm);
 int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN]);
 size_t kvmate_vm_name(struct kvm *kvm, char *name, size_t size);
 const char *kvmate_vm_stats_id(struct kvm *kvm);

@@ -102,7 +102,7 @@ pub(super) fn lines(vcpus: &[Arc<Vcpu>]) -> Result<(Vendor, KVVec<Line>)> {
     let mut line = KVBox::new(Line::EMPTY, GFP_KERNEL)?;
     for vcpu in vcpus {
         let Some(hot) = vcpu.hot() else { continue };
-        let (source, record) = &**hot;
+        let (source, record, _) = &**hot;
         for slot in 0..SLOTS {
             // Another CPU writes for some nanoseconds at a time.
             let seen = record

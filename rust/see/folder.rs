@@ -2,7 +2,7 @@
 //! A VM's part of the debugfs tree.
 
 use super::{
-    exits,
+    exits, faults, irqs, msrs,
     registry::Registry,
     times,
     vcpus::Vcpus,
@@ -16,13 +16,13 @@ use kernel::{prelude::*, str::CString, sync::Arc};
 
 /// `vcpu<N>/`. Files stand before their folders: they go first.
 struct VcpuFolder {
-    _files: [File; 2],
+    _files: [File; 5],
     _dir: Dir,
 }
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 11],
+    _files: [File; 14],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -66,11 +66,17 @@ impl Folder {
         let storm = StormFile::new(vm.clone(), registry.poke.clone());
         let storm_status = StormStatus(vm.clone());
         let times = Arc::new(times::OfVm(vm.clone()), GFP_KERNEL)?;
+        let msrs = Arc::new(msrs::OfVm(vm.clone()), GFP_KERNEL)?;
+        let faults = Arc::new(faults::OfVm(vm.clone()), GFP_KERNEL)?;
+        let irqs = Arc::new(irqs::OfVm(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::table(c"times", &dir, times)?,
+                File::table(c"msrs", &dir, msrs)?,
+                File::table(c"faults", &dir, faults)?,
+                File::table(c"irqs", &dir, irqs)?,
                 File::trigger(c"reset", &dir, Arc::new(reset, GFP_KERNEL)?)?,
                 File::command(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
                 File::table(c"irqfds", &dir, irqfds)?,
@@ -92,10 +98,16 @@ impl Folder {
         let dir = Dir::new(&name, Some(&self.dir))?;
         let exits = Arc::new(exits::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let times = Arc::new(times::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let msrs = Arc::new(msrs::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let faults = Arc::new(faults::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let irqs = Arc::new(irqs::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let folder = VcpuFolder {
             _files: [
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"times", &dir, times)?,
+                File::table(c"msrs", &dir, msrs)?,
+                File::table(c"faults", &dir, faults)?,
+                File::table(c"irqs", &dir, irqs)?,
             ],
             _dir: dir,
         };

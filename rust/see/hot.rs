@@ -12,11 +12,13 @@ use super::{
 };
 use crate::{
     pure::{
-        exits::Record,
+        exits::{Reason, Record},
+        faults::{self, Class},
+        msrs::Access,
         reason::{self, Vendor},
     },
     wrap::{
-        events::Pauses,
+        events::{FaultingVcpu, Happenings, Pauses},
         exit_source::Exit,
         in_task::InTask,
         probes::{RunningVcpu, Watcher},
@@ -29,7 +31,7 @@ use kernel::sync::ArcBorrow;
 /// Write an exit down.
 #[inline(always)]
 fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
-    let (source, record) = hot;
+    let (source, record, _) = hot;
     if let Some(Exit { code, rip }) = source.read_svm(vcpu) {
         match reason::index(Vendor::Svm, code) {
             Some(index) => record.exit(index, now, rip),
@@ -66,7 +68,7 @@ impl Watcher for Registry {
     #[inline(always)]
     fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
         match this.hot.remembered(vcpu) {
-            Some((_, record)) => entry(record, vcpu),
+            Some((_, record, _)) => entry(record, vcpu),
             None => Self::first_entry(this, vcpu),
         }
     }
@@ -79,7 +81,7 @@ impl Registry {
     #[cold]
     #[inline(never)]
     fn first_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
-        if let Some((_, record)) = this.hot.find(vcpu) {
+        if let Some((_, record, _)) = this.hot.find(vcpu) {
             entry(record, vcpu);
         }
     }
@@ -111,7 +113,7 @@ impl Registry {
 /// Write an exit down, also before it is decided where it is read, and where its time is split.
 #[cold]
 #[inline(never)]
-fn exit_slowly((source, record): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+fn exit_slowly((source, record, _): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
     let exit = source.read(vcpu, isa);
     let vendor = source.vendor();
     match exit {
@@ -137,12 +139,55 @@ impl Pauses for Registry {
     fn on_user_exit(this: ArcBorrow<'_, Self>, task: InTask<'_>) {
         let (now, at) = (tsc::now(), task.moment());
         // KVM has put the vCPU down. It is the one that this task was in the kernel for.
-        this.hot.choose(task, |(_, record)| record.to_user(now, at));
+        this.hot
+            .choose(task, |(_, record, _)| record.to_user(now, at));
     }
 
     fn on_wakeup(this: ArcBorrow<'_, Self>, task: InTask<'_>, ns: u64) {
-        if let Some((_, record)) = this.hot.of_loaded(task) {
+        if let Some((_, record, _)) = this.hot.of_loaded(task) {
             record.halted(ns, task.moment());
+        }
+    }
+}
+
+impl Happenings for Registry {
+    fn on_msr(this: ArcBorrow<'_, Self>, task: InTask<'_>, access: Access) {
+        if let Some((.., events)) = this.hot.of_loaded(task) {
+            events.msrs.access(access, tsc::now());
+        }
+    }
+
+    fn on_page_fault(
+        this: ArcBorrow<'_, Self>,
+        task: InTask<'_>,
+        vcpu: FaultingVcpu<'_>,
+        address: u64,
+        code: u64,
+    ) {
+        // One that is found is shown.
+        let Some((source, record, events)) = this.hot.of(vcpu, task) else {
+            return;
+        };
+        let vendor = source.vendor();
+        let exit = record.last(vendor).and_then(|last| match last.reason {
+            Reason::Code(code) => Some(code),
+            Reason::Unknown => None,
+        });
+        let (format, physical) = faults::kind(vendor, exit);
+        let gpa = physical.then_some(address);
+        let slot = gpa.and_then(|gpa| vcpu.memslot(gpa));
+        events.faults.fault(Class::new(format, code), gpa, slot);
+    }
+
+    fn on_injection(this: ArcBorrow<'_, Self>, task: InTask<'_>, vector: u32) {
+        if let Some((.., events)) = this.hot.of_loaded(task) {
+            events.vectors.inject(vector);
+        }
+    }
+
+    fn on_eoi(this: ArcBorrow<'_, Self>, task: InTask<'_>, vector: u32) {
+        if let Some((.., events)) = this.hot.of_loaded(task) {
+            events.vectors.end(vector);
         }
     }
 }

@@ -7,7 +7,7 @@
 //! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
 //! - [`hot`] is what probes do at each exit and entry.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
-//! - [`exits`], [`times`], [`vcpus`], [`ended`] are the tables.
+//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
@@ -39,9 +39,12 @@
 
 mod ended;
 mod exits;
+mod faults;
 mod folder;
 mod hot;
+mod irqs;
 mod layouts;
+mod msrs;
 mod registry;
 mod times;
 mod vcpus;

@@ -137,19 +137,19 @@ impl Registry {
 
     /// No probe runs, and some may again: what follows the last exits is not seen.
     pub(super) fn lose_entries(&self) {
-        self.hot.each(|(_, record)| record.lose_entry());
+        self.hot.each(|(_, record, _)| record.lose_entry());
     }
 
     /// Split the times of exits from now on, or do not.
     pub(super) fn split_times(&self, on: bool) {
         let _known = self.known.lock();
         self.times.store(on, Relaxed);
-        self.hot.each(|(source, _)| source.set_split(on));
+        self.hot.each(|(source, ..)| source.set_split(on));
     }
 
     /// Let probes find a record, with `known` held.
     fn connect(&self, hot: &Owned<Hot>, vcpu: &Vcpu) {
-        let (source, _) = &**hot;
+        let (source, ..) = &**hot;
         source.set_split(self.times.load(Relaxed));
         hot.connect(vcpu.vm.id(), vcpu.id);
     }

@@ -5,6 +5,7 @@ use super::folder::Folder;
 use crate::{
     poke::Target,
     pure::{
+        events::Events,
         exits::{Last, Record},
         reason::Vendor,
     },
@@ -24,7 +25,7 @@ use kernel::{
 };
 
 /// What the probes on a vCPU work on.
-pub(crate) type Hot = (ExitSource, Record);
+pub(crate) type Hot = (ExitSource, Record, Events);
 
 /// A VM.
 #[pin_data]
@@ -208,7 +209,7 @@ impl Vcpu {
 }
 
 fn last_of(hot: &Owned<Hot>) -> Option<(Vendor, Last)> {
-    let (source, record) = &**hot;
+    let (source, record, _) = &**hot;
     let vendor = source.vendor();
     record.last(vendor).map(|last| (vendor, last))
 }

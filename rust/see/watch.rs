@@ -40,6 +40,7 @@ struct State {
 /// What stands while kvm is there. The fields' order is that of the end.
 struct Kvm {
     probes: Option<Probes<Registry>>,
+    happenings: Option<Probes<Registry>>,
     pauses: Option<Probes<Registry>>,
     hooks: Option<LifeHooks<Registry>>,
     tracepoints: Tracepoints,
@@ -178,9 +179,10 @@ impl Kvm {
         }
         registry.split_times(times);
         if !observe {
-            self.probes = None;
+            (self.probes, self.happenings) = (None, None);
             registry.lose_entries();
         } else if self.probes.is_none() {
+            self.happenings = Some(Probes::of_happenings(self.tracepoints, registry.clone())?);
             self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
         }
         if !(observe && times) {
@@ -199,6 +201,7 @@ impl KvmEvents for Watch {
         }
         let mut kvm = Kvm {
             probes: None,
+            happenings: None,
             pauses: None,
             hooks: None,
             tracepoints,
@@ -217,12 +220,13 @@ impl KvmEvents for Watch {
         let mut state = self.state.lock();
         if let Some(Kvm {
             probes,
+            happenings,
             pauses,
             hooks,
             ..
         }) = state.kvm.take()
         {
-            drop((probes, pauses));
+            drop((probes, happenings, pauses));
             self.registry.hide();
             drop(hooks);
         }

@@ -13,12 +13,13 @@
 //! innermost.
 
 use super::{
+    events::FaultingVcpu,
     in_task::InTask,
     kvm::{VcpuId, VmId},
     percpu::PerCpuPointer,
     probes::{self, RunningVcpu},
 };
-use crate::pure::exits::Record;
+use crate::pure::{events::Events, exits::Record};
 use core::{
     ops::Deref,
     ptr::{self, NonNull},
@@ -47,8 +48,10 @@ pub(crate) unsafe trait ZeroIsNew {}
 
 // SAFETY: Atomic integers and arrays of them.
 unsafe impl ZeroIsNew for Record {}
+// SAFETY: As above.
+unsafe impl ZeroIsNew for Events {}
 // SAFETY: Zero is a value of each part.
-unsafe impl<A: ZeroIsNew, B: ZeroIsNew> ZeroIsNew for (A, B) {}
+unsafe impl<A: ZeroIsNew, B: ZeroIsNew, C: ZeroIsNew> ZeroIsNew for (A, B, C) {}
 
 /// An entry of the table.
 pub(crate) struct Entry<T> {
@@ -135,6 +138,11 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
             Some(last) if last.key.load(Relaxed) == vcpu.0 => Some(&last.value),
             _ => self.find_by(vcpu, task),
         }
+    }
+
+    /// What is kept for the vCPU that the task runs, if anything. This CPU will remember it.
+    pub(crate) fn of<'a>(&self, vcpu: FaultingVcpu<'a>, task: InTask<'a>) -> Option<&'a T> {
+        self.find_by(vcpu.id(), task)
     }
 
     /// What `which` chooses, if it chooses any: it is asked of what this CPU remembers first.

@@ -155,6 +155,12 @@ impl<'a> LiveVm<'a> {
         unsafe { raw::kvmate_vm_bugged(self.0.as_ptr()) }
     }
 
+    /// Whether hardware delivers its interrupts by itself (APICv, AVIC) now.
+    pub(crate) fn apicv(self) -> bool {
+        // SAFETY: A live VM (type invariant).
+        unsafe { raw::kvmate_vm_apicv(self.0.as_ptr()) }
+    }
+
     /// `vm_dead`
     pub(crate) fn dead(self) -> bool {
         // SAFETY: A live VM (type invariant).

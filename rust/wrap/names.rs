@@ -16,6 +16,14 @@ pub(crate) fn exit(vendor: Vendor, code: u64) -> Option<&'static CStr> {
         .map(|(_, name)| name)
 }
 
+/// The kernel's name of an MSR.
+pub(crate) fn msr(index: u32) -> Option<&'static CStr> {
+    // SAFETY: The shim's table.
+    unsafe { names((&raw const raw::kvmate_msrs).cast()) }
+        .find(|&(value, _)| value == index.into())
+        .map(|(_, name)| name)
+}
+
 /// The name of a bit of `vcpu->requests`, as `KVM_REQ_*`.
 pub(crate) fn request(bit: u32) -> Option<&'static CStr> {
     // SAFETY: No condition.

@@ -66,6 +66,11 @@ pub(crate) struct Tracepoints {
     pub(super) ack: Option<Tracepoint>,
     /// `kvm_apic_accept_irq`, `kvm_inj_virq`, `kvm_eoi`
     pub(super) way: Option<[Tracepoint; 3]>,
+    pub(super) msr: Tracepoint,
+    pub(super) page_fault: Tracepoint,
+    pub(super) inj_virq: Tracepoint,
+    pub(super) eoi: Tracepoint,
+    pub(super) pv_eoi: Tracepoint,
 }
 
 type Tracepoint = NonNull<bindings::tracepoint>;
@@ -97,6 +102,11 @@ impl Tracepoints {
             way: way(),
             user_exit: NonNull::new(find(c"kvm_userspace_exit"))?,
             wakeup: NonNull::new(find(c"kvm_vcpu_wakeup"))?,
+            msr: NonNull::new(find(c"kvm_msr"))?,
+            page_fault: NonNull::new(find(c"kvm_page_fault"))?,
+            inj_virq: NonNull::new(find(c"kvm_inj_virq"))?,
+            eoi: NonNull::new(find(c"kvm_eoi"))?,
+            pv_eoi: NonNull::new(find(c"kvm_pv_eoi"))?,
         })
     }
 }

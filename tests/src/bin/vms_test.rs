@@ -395,6 +395,9 @@ fn files_and_modes() -> Result<()> {
         ("exits", 0o444),
         ("vcpus", 0o444),
         ("times", 0o444),
+        ("msrs", 0o444),
+        ("faults", 0o444),
+        ("irqs", 0o444),
         ("reset", 0o200),
         ("vcpu0/exits", 0o444),
         ("inject", 0o200),
@@ -405,6 +408,9 @@ fn files_and_modes() -> Result<()> {
         ("storm", 0o644),
         ("storm_status", 0o444),
         ("vcpu0/times", 0o444),
+        ("vcpu0/msrs", 0o444),
+        ("vcpu0/faults", 0o444),
+        ("vcpu0/irqs", 0o444),
     ];
     for (file, mode) in expected {
         let found = fs::metadata(folder.join(file))

@@ -125,6 +125,20 @@ impl Vm {
         Ok(Self { kvm, fd, memory })
     }
 
+    /// Another memslot, of a part of the same memory.
+    pub fn alias(&self, slot: u32, address: u64, offset: usize, size: usize) -> Result<()> {
+        assert!(offset + size <= self.memory.size, "outside guest memory");
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: address,
+            memory_size: size as u64,
+            userspace_addr: self.memory.start.as_ptr() as u64 + offset as u64,
+        };
+        // SAFETY: Part of the memory that outlives the VM's use of it, as in `new`.
+        unsafe { self.fd.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")
+    }
+
     /// A vCPU with all that KVM supports.
     pub fn vcpu(&self, id: u64) -> Result<VcpuFd> {
         let vcpu = self.fd.create_vcpu(id).context("KVM_CREATE_VCPU")?;

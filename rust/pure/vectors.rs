@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is recorded of one vCPU's interrupts, by vector.
+//!
+//! One writer, the task that runs the vCPU; readers get each counter as it is when they read it.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// How many vectors there are.
+pub const VECTORS: usize = 256;
+
+/// What is recorded. All zero bytes is the state without any interrupt.
+pub struct Vectors {
+    injected: [AtomicU64; VECTORS],
+    ended: [AtomicU64; VECTORS],
+}
+
+/// A number that is no vector is ignored.
+fn bump(counters: &[AtomicU64; VECTORS], vector: u32) {
+    if let Some(counter) = counters.get(vector as usize) {
+        counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+impl Vectors {
+    /// The writer: an interrupt was put into the guest.
+    pub fn inject(&self, vector: u32) {
+        bump(&self.injected, vector);
+    }
+
+    /// The writer: the guest has ended one.
+    pub fn end(&self, vector: u32) {
+        bump(&self.ended, vector);
+    }
+
+    /// A reader: how many were injected, and ended.
+    pub fn of(&self, vector: usize) -> [u64; 2] {
+        [&self.injected, &self.ended]
+            .map(|counters| counters.get(vector).map_or(0, |c| c.load(Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_its_own() {
+        let vectors = Vectors {
+            injected: [const { AtomicU64::new(0) }; VECTORS],
+            ended: [const { AtomicU64::new(0) }; VECTORS],
+        };
+        for vector in 0..300 {
+            (0..vector).for_each(|_| vectors.inject(vector));
+            (0..vector / 2).for_each(|_| vectors.end(vector));
+        }
+        for vector in 0..VECTORS {
+            assert_eq!(vectors.of(vector), [vector as u64, vector as u64 / 2]);
+        }
+        assert_eq!(vectors.of(VECTORS), [0, 0]);
+    }
+}

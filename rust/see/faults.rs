@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The table `faults`: of what kind a VM's page faults are, in which memslots, and where most.
+
+use super::vm::{Vcpu, Vm};
+use crate::{
+    pure::{
+        faults::{Class, Slot, CLASSES, RANGE_SHIFT},
+        sketch::{self, Hits, Snapshot},
+        sort,
+    },
+    wrap::debugfs::Table,
+};
+use core::cmp::Reverse;
+use kernel::{
+    fmt,
+    prelude::*,
+    seq_file::{seq_print, SeqFile},
+    sync::Arc,
+};
+
+/// How many of the hottest ranges are shown.
+const RANGES: usize = 32;
+
+struct ClassName(Class);
+
+impl fmt::Display for ClassName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        self.0.names().try_for_each(|name| {
+            f.write_str(comma)?;
+            comma = ",";
+            f.write_str(name)
+        })
+    }
+}
+
+struct SlotName(Slot);
+
+impl fmt::Display for SlotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Slot::Number(slot) => write!(f, "{}:{}", slot >> 16, slot & 0xffff),
+            Slot::None => f.write_str("none"),
+            Slot::Other => f.write_str("other"),
+            Slot::Unknown => f.write_str("-"),
+        }
+    }
+}
+
+/// What all vCPUs say together, the most first.
+struct Sums {
+    classes: KVec<(Class, u64)>,
+    slots: KVVec<(Slot, u64)>,
+    ranges: KVVec<Hits>,
+}
+
+impl Sums {
+    fn of(vcpus: &[Arc<Vcpu>]) -> Result<Self> {
+        let mut classes: KVec<(Class, u64)> = KVec::new();
+        let mut slots: KVVec<(Slot, u64)> = KVVec::new();
+        let mut ranges: KVVec<Hits> = KVVec::new();
+        for number in 0..CLASSES {
+            classes.push((Class::of_number(number), 0), GFP_KERNEL)?;
+        }
+        let mut snapshot = KBox::new(Snapshot::EMPTY, GFP_KERNEL)?;
+        let mut least = 0;
+        for vcpu in vcpus {
+            let Some(hot) = vcpu.hot() else { continue };
+            let (.., events) = &**hot;
+            for (class, sum) in &mut classes {
+                *sum += events.faults.class(*class);
+            }
+            for (slot, count) in events.faults.slots() {
+                match slots.iter_mut().find(|(known, _)| *known == slot) {
+                    Some((_, sum)) => *sum += count,
+                    None => slots.push((slot, count), GFP_KERNEL)?,
+                }
+            }
+            // Another CPU writes for some hundred nanoseconds at a time.
+            let read = events
+                .faults
+                .ranges()
+                .read(&mut snapshot, core::hint::spin_loop);
+            read.map_err(|_| EAGAIN)?;
+            for &hits in snapshot.hits() {
+                ranges.push(sketch::less(hits, snapshot.least()), GFP_KERNEL)?;
+            }
+            least += snapshot.least();
+        }
+        sort::by_key(&mut classes, |&(class, count)| {
+            (Reverse(count), class.number())
+        });
+        sort::by_key(&mut slots, |&(slot, count)| (Reverse(count), slot));
+        let length = sketch::merge(&mut ranges, least);
+        ranges.truncate(length.min(RANGES));
+        Ok(Self {
+            classes,
+            slots,
+            ranges,
+        })
+    }
+}
+
+fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
+    let sums = Sums::of(vcpus)?;
+    seq_print!(out, "kind which count error\n");
+    for &(class, count) in sums.classes.iter().filter(|&&(_, count)| count > 0) {
+        seq_print!(out, "class {} {count} 0\n", ClassName(class));
+    }
+    for &(slot, count) in &sums.slots {
+        seq_print!(out, "memslot {} {count} 0\n", SlotName(slot));
+    }
+    for Hits { key, count, error } in &sums.ranges {
+        let start = key << RANGE_SHIFT;
+        seq_print!(out, "range {start:#x} {count} {error}\n");
+    }
+    Ok(())
+}
+
+/// `vms/*/faults`
+pub(super) struct OfVm(pub(super) Arc<Vm>);
+
+impl Table for OfVm {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, &self.0.vcpus()?)
+    }
+}
+
+/// `vms/*/vcpu*/faults`
+pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
+
+impl Table for OfVcpu {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, core::slice::from_ref(&self.0))
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The tables `msrs`: one line an MSR, of one vCPU or of all of a VM.
+
+use super::vm::{Vcpu, Vm};
+use crate::{
+    pure::{msrs::Line, sort},
+    wrap::{debugfs::Table, names},
+};
+use kernel::{
+    fmt,
+    prelude::*,
+    seq_file::{seq_print, SeqFile},
+    sync::Arc,
+};
+
+struct Row<'a>(&'a Line);
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Line {
+            index,
+            reads,
+            writes,
+            faults,
+            last,
+        } = self.0;
+        match index {
+            None => f.write_str("other -")?,
+            Some(index) => {
+                write!(f, "{index:#x} ")?;
+                match names::msr(*index) {
+                    Some(name) => fmt::Display::fmt(name, f)?,
+                    None => f.write_str("-")?,
+                }
+            }
+        }
+        write!(f, " {reads} {writes} {faults} ")?;
+        match last {
+            Some((_, value)) => write!(f, "{value:#x}"),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+/// What is known of each MSR, of all these vCPUs.
+fn lines(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Line>> {
+    let mut lines: KVVec<Line> = KVVec::new();
+    for vcpu in vcpus {
+        let Some(hot) = vcpu.hot() else { continue };
+        let (.., events) = &**hot;
+        for line in events.msrs.lines() {
+            match lines.iter_mut().find(|sum| sum.index == line.index) {
+                Some(sum) => sum.add(&line),
+                None => lines.push(line, GFP_KERNEL)?,
+            }
+        }
+    }
+    sort::by_key(&mut lines, Line::order);
+    Ok(lines)
+}
+
+fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
+    seq_print!(
+        out,
+        "# accesses that made the guest exit: MSRs passed through to it never appear\n\
+         msr name reads writes faults last_written\n"
+    );
+    for line in &lines(vcpus)? {
+        seq_print!(out, "{}\n", Row(line));
+    }
+    Ok(())
+}
+
+/// `vms/*/msrs`
+pub(super) struct OfVm(pub(super) Arc<Vm>);
+
+impl Table for OfVm {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, &self.0.vcpus()?)
+    }
+}
+
+/// `vms/*/vcpu*/msrs`
+pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
+
+impl Table for OfVcpu {
+    fn show(&self, out: &SeqFile) -> Result {
+        show(out, core::slice::from_ref(&self.0))
+    }
+}
