@@ -52,6 +52,18 @@ module! {
             default: 0,
             description: "Split exits' times from load on: 0 or 1 (knobs/times)",
         },
+        msrs: u64 {
+            default: 0,
+            description: "Record accesses to MSRs from load on: 0 or 1 (knobs/msrs)",
+        },
+        faults: u64 {
+            default: 0,
+            description: "Record page faults from load on: 0 or 1 (knobs/faults)",
+        },
+        irqs: u64 {
+            default: 0,
+            description: "Record interrupts from load on: 0 or 1 (knobs/irqs)",
+        },
         verbose: u8 {
             default: 0,
             description: "Not 0: a line in the log for each change of a knob (knobs/verbose)",
@@ -68,11 +80,15 @@ struct Kvmate {
 
 impl kernel::Module for Kvmate {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let state = control::State::new(
-            module_parameters::observe.value(),
-            module_parameters::times.value(),
-            module_parameters::verbose.value(),
-        )?;
+        let recorded = [
+            &module_parameters::observe,
+            &module_parameters::times,
+            &module_parameters::msrs,
+            &module_parameters::faults,
+            &module_parameters::irqs,
+        ]
+        .map(|parameter| parameter.value());
+        let state = control::State::new(recorded, module_parameters::verbose.value())?;
         let tree = control::Tree::new(&state)?;
         let device = control::Device::register(&state)?;
         Ok(Self {

@@ -9,15 +9,13 @@ use crate::{
     hold::{self, Gmem},
     poke::Poke,
     pure::range::Range,
-    see::Watch,
+    see::{Wanted, Watch},
     wrap::{byte::SharedByte, debugfs::Number},
 };
 use kernel::{prelude::*, sync::Arc};
 
-/// `observe`: whether VM exits are recorded.
-pub(super) const OBSERVE: Range = Range::SWITCH;
-/// `times`: whether their times are split.
-pub(super) const TIMES: Range = Range::SWITCH;
+/// Whether something is recorded.
+const RECORD: Range = Range::SWITCH;
 
 /// `inject`: whether interrupts are injected from debugfs.
 const INJECT: Range = Range::SWITCH;
@@ -47,46 +45,61 @@ impl Log {
     }
 }
 
-/// The knob `observe`.
-pub(super) struct Observe {
-    pub(super) log: Log,
-    pub(super) watch: Arc<Watch>,
+/// What is recorded is chosen by knobs of one kind, and by module parameters of their names.
+#[derive(Clone, Copy)]
+pub(super) struct Recording {
+    pub(super) name: &'static CStr,
+    which: fn(&mut Wanted) -> &mut bool,
 }
 
-impl Number for Observe {
-    fn get(&self) -> u64 {
-        self.watch.wanted().observe.into()
-    }
+/// All of them.
+pub(super) const RECORDINGS: [Recording; 5] = [
+    recording(c"observe", |wanted| &mut wanted.observe),
+    recording(c"times", |wanted| &mut wanted.times),
+    recording(c"msrs", |wanted| &mut wanted.msrs),
+    recording(c"faults", |wanted| &mut wanted.faults),
+    recording(c"irqs", |wanted| &mut wanted.irqs),
+];
 
-    /// `EINVAL`: neither 0 nor 1. Without kvm it takes effect when kvm comes.
-    fn set(&self, value: u64) -> Result {
-        if !OBSERVE.contains(value) {
+const fn recording(name: &'static CStr, which: fn(&mut Wanted) -> &mut bool) -> Recording {
+    Recording { name, which }
+}
+
+impl Recording {
+    /// Want it or do not, from the parameter's value. `EINVAL`: neither 0 nor 1.
+    pub(super) fn want(self, value: u64, wanted: &mut Wanted) -> Result {
+        if !RECORD.contains(value) {
             return Err(EINVAL);
         }
-        let before = self.watch.want(|wanted| wanted.observe = value == 1)?;
-        self.log.change("observe", before.observe.into(), value);
+        *(self.which)(wanted) = value == 1;
         Ok(())
     }
+
+    fn is_wanted(self, mut wanted: Wanted) -> bool {
+        *(self.which)(&mut wanted)
+    }
 }
 
-/// The knob `times`.
-pub(super) struct Times {
+/// The knob of a recording.
+pub(super) struct Record {
     pub(super) log: Log,
     pub(super) watch: Arc<Watch>,
+    pub(super) recording: Recording,
 }
 
-impl Number for Times {
+impl Number for Record {
     fn get(&self) -> u64 {
-        self.watch.wanted().times.into()
+        self.recording.is_wanted(self.watch.wanted()).into()
     }
 
-    /// `EINVAL`: neither 0 nor 1. Without kvm it takes effect when kvm comes.
+    /// `EINVAL`: neither 0 nor 1. `ENOENT`: this KVM has no such tracepoint. Without kvm it takes effect
+    /// when kvm comes.
     fn set(&self, value: u64) -> Result {
-        if !TIMES.contains(value) {
-            return Err(EINVAL);
-        }
-        let before = self.watch.want(|wanted| wanted.times = value == 1)?;
-        self.log.change("times", before.times.into(), value);
+        let recording = self.recording;
+        let before = self.watch.want(|wanted| recording.want(value, wanted))?;
+        let name = recording.name.to_str().unwrap_or_default();
+        self.log
+            .change(name, recording.is_wanted(before).into(), value);
         Ok(())
     }
 }

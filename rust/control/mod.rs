@@ -18,7 +18,7 @@ use crate::{
     wrap::{byte::SharedByte, debugfs::Dir},
 };
 use kernel::{prelude::*, sync::Arc};
-use knobs::Log;
+use knobs::{Log, RECORDINGS};
 
 /// What the files and the device work on, and the folder that they are in. The fields' order is that
 /// of the end: VMs' folders go before the one they are in.
@@ -34,20 +34,14 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The state at load, from the module's parameters.
-    pub(crate) fn new(observe: u64, times: u64, verbose: u8) -> Result<Self> {
-        if !knobs::OBSERVE.contains(observe) {
-            pr_err!("parameter observe={observe}: 0 or 1\n");
-            return Err(EINVAL);
+    /// The state at load, from the module's parameters: those of recordings, in their order, and verbose.
+    pub(crate) fn new(recorded: [u64; RECORDINGS.len()], verbose: u8) -> Result<Self> {
+        let mut wanted = Wanted::default();
+        for (recording, value) in RECORDINGS.into_iter().zip(recorded) {
+            recording.want(value, &mut wanted).inspect_err(|_| {
+                pr_err!("parameter {}={value}: 0 or 1\n", recording.name);
+            })?;
         }
-        if !knobs::TIMES.contains(times) {
-            pr_err!("parameter times={times}: 0 or 1\n");
-            return Err(EINVAL);
-        }
-        let wanted = Wanted {
-            observe: observe == 1,
-            times: times == 1,
-        };
         let log = Log::new(Arc::new(SharedByte::new(verbose), GFP_KERNEL)?);
         let root = Dir::new(c"kvmate", None).inspect_err(|error| {
             pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");

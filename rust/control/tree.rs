@@ -2,7 +2,7 @@
 //! `/sys/kernel/debug/kvmate/`: which file shows what.
 
 use super::{
-    knobs::{GmemOrder, Inject, Latency, Observe, Times},
+    knobs::{GmemOrder, Inject, Latency, Record, RECORDINGS},
     State,
 };
 use crate::{
@@ -20,7 +20,8 @@ use kernel::{
 
 /// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
-    _knobs: [File; 6],
+    _recordings: KVec<File>,
+    _knobs: [File; 4],
     _knobs_dir: Dir,
     _tables: [File; 5],
 }
@@ -38,10 +39,16 @@ impl Tree {
             File::table(c"layouts", root, state.layouts.clone())?,
         ];
         let dir = Dir::new(c"knobs", Some(root))?;
-        let observe = Observe {
-            log: state.log.clone(),
-            watch: state.watch.clone(),
-        };
+        let mut recordings = KVec::with_capacity(RECORDINGS.len(), GFP_KERNEL)?;
+        for recording in RECORDINGS {
+            let knob = Record {
+                log: state.log.clone(),
+                watch: state.watch.clone(),
+                recording,
+            };
+            let knob = Arc::new(knob, GFP_KERNEL)?;
+            recordings.push(File::number(recording.name, &dir, knob)?, GFP_KERNEL)?;
+        }
         let gmem_order = GmemOrder {
             log: state.log.clone(),
             gmem: state.gmem.clone(),
@@ -54,19 +61,14 @@ impl Tree {
             log: state.log.clone(),
             poke: state.poke.clone(),
         };
-        let times = Times {
-            log: state.log.clone(),
-            watch: state.watch.clone(),
-        };
         let knobs = [
-            File::number(c"observe", &dir, Arc::new(observe, GFP_KERNEL)?)?,
             File::number(c"gmem_order", &dir, Arc::new(gmem_order, GFP_KERNEL)?)?,
             File::number(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
             File::number(c"latency", &dir, Arc::new(latency, GFP_KERNEL)?)?,
-            File::number(c"times", &dir, Arc::new(times, GFP_KERNEL)?)?,
             File::byte(c"verbose", &dir, state.log.byte())?,
         ];
         Ok(Self {
+            _recordings: recordings,
             _knobs: knobs,
             _knobs_dir: dir,
             _tables: tables,

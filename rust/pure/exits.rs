@@ -229,9 +229,10 @@ impl Record {
         slot.take_time(time, None);
     }
 
-    /// The writer: the time of the exit that was just written down is to be split.
-    pub fn split(&self, at: Moment) {
-        self.open.begin(at);
+    /// The writer: the time of the exit that was just written down is to be split, in this turn of
+    /// splitting.
+    pub fn split(&self, at: Moment, turn: u64) {
+        self.open.begin(at, turn);
         self.last
             .store(self.last.load(Relaxed) | OPEN | SPLIT, Relaxed);
     }
@@ -254,12 +255,14 @@ impl Record {
         self.splitting().is_some() && self.open.to_user(now, at)
     }
 
-    /// The writer: the guest goes on; if the last exit's time is split, it is over.
-    pub fn entry_split(&self, now: u64, at: Moment, khz: u32) {
+    /// The writer: the guest goes on; if the last exit's time is split, it is over. In another turn than
+    /// it began in not all of its pauses were told: then it is timed, but not split.
+    pub fn entry_split(&self, now: u64, at: Moment, turn: u64, khz: u32) {
         if let Some(slot) = self.splitting() {
             self.lose_entry();
             let time = now.saturating_sub(self.since.load(Relaxed));
-            slot.take_time(time, Some(self.open.end(now, time, at, khz)));
+            let parts = self.open.end(now, time, at, khz);
+            slot.take_time(time, self.open.is_of(turn).then_some(parts));
         }
     }
 

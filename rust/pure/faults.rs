@@ -29,7 +29,7 @@ impl Class {
     /// That of an error code as KVM tells it: on VMX the exit qualification of an EPT violation, else
     /// (`PFERR_*`) that of a page fault.
     pub fn new(format: Format, code: u64) -> Self {
-        let bit = |number: u32, is: u8| if code >> number & 1 == 1 { is } else { 0 };
+        let bit = |number: u32, is: u8| if (code >> number) & 1 == 1 { is } else { 0 };
         Self(match format {
             Format::PageFault => {
                 bit(0, Self::PRESENT)
@@ -39,7 +39,7 @@ impl Class {
                     | bit(33, Self::WALK)
             }
             Format::EptViolation => {
-                let translated = code >> 7 & 0b11;
+                let translated = (code >> 7) & 0b11;
                 let present = bit(3, Self::PRESENT) | bit(4, Self::PRESENT) | bit(5, Self::PRESENT);
                 bit(1, Self::WRITE)
                     | bit(2, Self::EXEC)
@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(name(0), "read");
         assert_eq!(name(0b111), "write,present,user");
         // SVM: a nested fault of the guest's own access, and of its page tables.
-        assert_eq!(name(1 << 32 | 0b10110), "write,exec,user");
-        assert_eq!(name(1 << 33 | 0b110), "write,user,walk");
+        assert_eq!(name((1 << 32) | 0b10110), "write,exec,user");
+        assert_eq!(name((1 << 33) | 0b110), "write,user,walk");
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(name(0x181), "read");
         assert_eq!(name(0x182), "write");
         assert_eq!(name(0x184), "exec");
-        assert_eq!(name(0x182 | 1 << 3), "write,present");
+        assert_eq!(name(0x182 | (1 << 3)), "write,present");
         assert_eq!(name(0x081), "read,walk");
         assert_eq!(name(0x381), "read,user");
         // Without a linear address nothing is known of it.

@@ -71,6 +71,8 @@ struct Window {
 /// The exit that a vCPU is in. All zero bytes is a value; what it says counts from
 /// [`Open::begin`] on.
 pub struct Open {
+    /// Counts how often splitting was switched on or off.
+    turn: AtomicU64,
     task: AtomicUsize,
     /// The task's `run_delay` when it was last looked at.
     seen: AtomicU64,
@@ -112,13 +114,19 @@ fn divide(length: u64, halted: u64, delay_halted: u64, delay: u64) -> [u64; 3] {
 }
 
 impl Open {
-    /// The writer: the guest has exited.
-    pub fn begin(&self, at: Moment) {
+    /// The writer: the guest has exited, in this turn of splitting.
+    pub fn begin(&self, at: Moment, turn: u64) {
+        self.turn.store(turn, Relaxed);
         self.task.store(at.task, Relaxed);
         self.seen.store(at.delay, Relaxed);
         self.user_since.store(0, Relaxed);
         self.kernel.clear();
         self.user.clear();
+    }
+
+    /// Whether it began in that turn.
+    pub fn is_of(&self, turn: u64) -> bool {
+        self.turn.load(Relaxed) == turn
     }
 
     /// How long the task has waited since it was last looked at. Of another task that is not known.
@@ -185,6 +193,7 @@ impl Open {
             delay: AtomicU64::new(0),
         };
         Self {
+            turn: AtomicU64::new(0),
             task: AtomicUsize::new(0),
             seen: AtomicU64::new(0),
             user_since: AtomicU64::new(0),
@@ -209,7 +218,7 @@ mod tests {
     #[test]
     fn all_four() {
         let open = Open::zeroed();
-        open.begin(at(1000));
+        open.begin(at(1000), 1);
         // 10 in the kernel, then halted 100, of which it waited 30 after being woken; 5 more of waiting.
         open.halted(100, at(1030));
         assert!(open.to_user(115, at(1035)));
@@ -231,11 +240,11 @@ mod tests {
     #[test]
     fn nothing_of_the_exit_before() {
         let open = Open::zeroed();
-        open.begin(at(0));
+        open.begin(at(0), 1);
         open.halted(50, at(20));
         assert!(open.to_user(60, at(20)));
         open.end(70, 70, at(20), KHZ);
-        open.begin(at(20));
+        open.begin(at(20), 1);
         let parts = open.end(100, 9, at(20), KHZ);
         assert_eq!((parts.total, parts.kernel()), (9, 9));
     }
@@ -243,7 +252,7 @@ mod tests {
     #[test]
     fn another_task_has_another_delay() {
         let open = Open::zeroed();
-        open.begin(at(5));
+        open.begin(at(5), 1);
         let other = Moment {
             task: 8,
             delay: 1 << 40,
@@ -260,7 +269,7 @@ mod tests {
             total: u64, now: u64, khz in prop_oneof![Just(0), 1..10_000_000u32],
         ) {
             let open = Open::zeroed();
-            open.begin(at(0));
+            open.begin(at(0), 1);
             let mut delay = 0;
             for (step, ns, waited, task) in steps {
                 delay += u64::from(waited);

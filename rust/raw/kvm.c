@@ -27,6 +27,11 @@ struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu)
 	return vcpu->kvm;
 }
 
+struct kvm_lapic *kvmate_vcpu_lapic(struct kvm_vcpu *vcpu)
+{
+	return vcpu->arch.apic;
+}
+
 int kvmate_vcpu_id(struct kvm_vcpu *vcpu)
 {
 	return vcpu->vcpu_id;

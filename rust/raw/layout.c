@@ -14,15 +14,6 @@
 #define WHOLE(s) { #s, "", 0, sizeof(struct s) }
 
 static const struct kvmate_layout kvm[] = {
-	MEMBER(kvm_memory_slot, gfn_node),
-	MEMBER(kvm_memory_slot, base_gfn),
-	MEMBER(kvm_memory_slot, npages),
-	MEMBER(kvm_memory_slot, id),
-	MEMBER(kvm_memory_slot, as_id),
-	WHOLE(kvm_memory_slot),
-	MEMBER(kvm_memslots, gfn_tree),
-	MEMBER(kvm_memslots, node_idx),
-	WHOLE(kvm_memslots),
 	MEMBER(kvm, mm),
 	MEMBER(kvm, memslots),
 	MEMBER(kvm, vcpu_array),
@@ -51,6 +42,7 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_vcpu, wants_to_run),
 	MEMBER(kvm_vcpu, arch),
 	MEMBER(kvm_vcpu, arch.hflags),
+	MEMBER(kvm_vcpu, arch.apic),
 	MEMBER(kvm_vcpu, arch.regs),
 	MEMBER(kvm_vcpu, arch.rip),
 	MEMBER(kvm_vcpu, arch.guest_state_protected),
@@ -76,6 +68,15 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_kernel_irqfd, resampler),
 	MEMBER(kvm_kernel_irqfd, eventfd),
 	MEMBER(kvm_kernel_irqfd, list),
+	MEMBER(kvm_memory_slot, gfn_node),
+	MEMBER(kvm_memory_slot, base_gfn),
+	MEMBER(kvm_memory_slot, npages),
+	MEMBER(kvm_memory_slot, id),
+	MEMBER(kvm_memory_slot, as_id),
+	WHOLE(kvm_memory_slot),
+	MEMBER(kvm_memslots, gfn_tree),
+	MEMBER(kvm_memslots, node_idx),
+	WHOLE(kvm_memslots),
 };
 
 /* Its header is private to KVM. What is used of it is where it begins, so it is said here. */

@@ -93,6 +93,7 @@ const char *kvmate_request_name(unsigned int bit);
 
 struct kvm_vcpu *kvmate_loaded_vcpu(void);
 struct kvm *kvmate_vcpu_kvm(struct kvm_vcpu *vcpu);
+struct kvm_lapic *kvmate_vcpu_lapic(struct kvm_vcpu *vcpu);
 int kvmate_vcpu_id(struct kvm_vcpu *vcpu);
 bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu);
 void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample);

@@ -12,12 +12,13 @@ use super::{
 };
 use crate::{
     pure::{
-        exits::{Reason, Record},
+        exits::Reason,
         faults::{self, Class},
         msrs::Access,
         reason::{self, Vendor},
     },
     wrap::{
+        accepts::{Accepted, Accepting},
         events::{FaultingVcpu, Happenings, Pauses},
         exit_source::Exit,
         in_task::InTask,
@@ -49,9 +50,10 @@ fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
 
 /// The guest goes on.
 #[inline(always)]
-fn entry(record: &Record, vcpu: RunningVcpu<'_>) {
+fn entry(hot: &Hot, vcpu: RunningVcpu<'_>) {
+    let (_, record, _) = hot;
     let now = tsc::now();
-    record.entry(now, || entry_split(record, vcpu, now));
+    record.entry(now, || entry_split(hot, vcpu, now));
 }
 
 impl Watcher for Registry {
@@ -68,7 +70,7 @@ impl Watcher for Registry {
     #[inline(always)]
     fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
         match this.hot.remembered(vcpu) {
-            Some((_, record, _)) => entry(record, vcpu),
+            Some(hot) => entry(hot, vcpu),
             None => Self::first_entry(this, vcpu),
         }
     }
@@ -81,8 +83,8 @@ impl Registry {
     #[cold]
     #[inline(never)]
     fn first_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>) {
-        if let Some((_, record, _)) = this.hot.find(vcpu) {
-            entry(record, vcpu);
+        if let Some(hot) = this.hot.find(vcpu) {
+            entry(hot, vcpu);
         }
     }
 
@@ -123,16 +125,17 @@ fn exit_slowly((source, record, _): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: 
             None => record.exit_other(reason::canonical(vendor, code), now, rip),
         },
     }
-    if source.is_split() {
-        record.split(vcpu.in_task().moment());
+    let turn = source.turn();
+    if turn % 2 == 1 {
+        record.split(vcpu.in_task().moment(), turn);
     }
 }
 
 /// The guest goes on after an exit whose time is split, or after none.
 #[cold]
 #[inline(never)]
-fn entry_split(record: &Record, vcpu: RunningVcpu<'_>, now: u64) {
-    record.entry_split(now, vcpu.in_task().moment(), tsc::khz());
+fn entry_split((source, record, _): &Hot, vcpu: RunningVcpu<'_>, now: u64) {
+    record.entry_split(now, vcpu.in_task().moment(), source.turn(), tsc::khz());
 }
 
 impl Pauses for Registry {
@@ -146,6 +149,14 @@ impl Pauses for Registry {
     fn on_wakeup(this: ArcBorrow<'_, Self>, task: InTask<'_>, ns: u64) {
         if let Some((_, record, _)) = this.hot.of_loaded(task) {
             record.halted(ns, task.moment());
+        }
+    }
+}
+
+impl Accepting for Registry {
+    fn on_accept(this: ArcBorrow<'_, Self>, accepted: Accepted<'_>) {
+        if let Some((.., events)) = this.hot.of_lapic(&accepted) {
+            events.vectors.accept(accepted.vector);
         }
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! - [`Watch`] follows kvm as it comes and goes, and owns the hooks and probes meanwhile.
 //! - [`registry::Registry`] knows the VMs: how they are found, and how they end.
-//! - [`hot`] is what probes do at each exit and entry.
+//! - [`hot`] is what probes do at each exit and entry; and, by a knob each, at pauses, accesses to MSRs,
+//!   page faults and interrupts.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
 //! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
@@ -26,14 +27,15 @@
 //! [`Layouts`] has two of its own: `checking`, then a file's (of sysfs; or of its table), then
 //! `verdicts`.
 //!
-//! A probe on a vCPU that is known takes no lock.
+//! A probe on a vCPU that is known takes no lock, nor does the hook on what its LAPIC accepts, which
+//! runs in any context.
 //!
 //! # Ends
 //!
 //! A VM's end is the hook on `kvm_arch_pre_destroy_vm()`: it takes the VM out of `known`, closes its
 //! gate and disconnects its vCPUs' records, all without sleeping; a worker writes the totals
 //! to `ended`, takes the folder away, waits for probes, and frees. Unloading, in this order: no more
-//! files that lead here but VMs' own; no more events of kvm; probes; then all VMs are hidden, which
+//! files that lead here but VMs' own; no more events of kvm; probes, and the hook on what LAPICs accept; then all VMs are hidden, which
 //! lowers the lines that the shell holds up and closes their gates as if they had ended, and the work that hooks gave to tasks is waited for; only
 //! then hooks; then the worker's queue; then folders and records.
 

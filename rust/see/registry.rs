@@ -84,8 +84,8 @@ pub(crate) struct Registry {
     queue: SpinLockIrq<Option<WorkQueue>>,
     #[pin]
     work: Work<Registry>,
-    /// Whether times are split. Changes, and is followed, under `known`.
-    times: AtomicBool,
+    /// Odd while times are split. Changes, and is followed, under `known`.
+    splitting: AtomicU64,
     /// `Known::shown`, for a glance without the lock.
     pub(super) shown: AtomicBool,
     /// How many VMs there have been.
@@ -119,7 +119,7 @@ impl Registry {
                 in_flight,
                 queue <- new_spinlock_irq!(Some(queue)),
                 work <- new_work!("kvmate::registry"),
-                times: AtomicBool::new(false),
+                splitting: AtomicU64::new(0),
                 shown: AtomicBool::new(false),
                 count: AtomicU64::new(0),
                 walk_wanted: AtomicBool::new(false),
@@ -143,15 +143,19 @@ impl Registry {
     /// Split the times of exits from now on, or do not.
     pub(super) fn split_times(&self, on: bool) {
         let _known = self.known.lock();
-        self.times.store(on, Relaxed);
-        self.hot.each(|(source, ..)| source.set_split(on));
+        let turn = self.splitting.load(Relaxed);
+        if on == (turn % 2 == 1) {
+            return;
+        }
+        self.splitting.store(turn + 1, Relaxed);
+        self.hot.each(|(source, ..)| source.set_split(turn + 1));
     }
 
     /// Let probes find a record, with `known` held.
     fn connect(&self, hot: &Owned<Hot>, vcpu: &Vcpu) {
         let (source, ..) = &**hot;
-        source.set_split(self.times.load(Relaxed));
-        hot.connect(vcpu.vm.id(), vcpu.id);
+        source.set_split(self.splitting.load(Relaxed));
+        hot.connect(vcpu.vm.id(), vcpu.id, vcpu.lapic);
     }
 
     /// Note a vCPU. Any context. `ran`: by an exit that no record has taken.

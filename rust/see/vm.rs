@@ -13,7 +13,7 @@ use crate::{
         by_vcpu::Owned,
         exit_source::ExitSource,
         gate::Gate,
-        kvm::{LiveVcpu, LiveVm, VcpuId, VmId, VmName},
+        kvm::{Lapic, LiveVcpu, LiveVm, VcpuId, VmId, VmName},
     },
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -73,6 +73,7 @@ pub(crate) struct Vcpu {
     /// A circle, until [`Vm::vcpus`] is emptied.
     pub(super) vm: Arc<Vm>,
     pub(super) id: VcpuId,
+    pub(super) lapic: Option<Lapic>,
     /// The number user space gave it.
     pub(super) number: i32,
     /// Exits before there was a record for it.
@@ -159,6 +160,7 @@ impl Vcpu {
                 links <- ListLinks::new(),
                 vm,
                 id: vcpu.id(),
+                lapic: vcpu.lapic(),
                 number: vcpu.number(),
                 early: AtomicU64::new(0),
                 recorded <- new_mutex!(Recorded { hot: None, last_before: None }),

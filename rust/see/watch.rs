@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
 
-use super::{ended::Ended, layouts::Layouts, registry::Registry, vm::Vm};
+use super::{ended::Ended, irqs::ACCEPTS_TOLD, layouts::Layouts, registry::Registry, vm::Vm};
 use crate::{
     poke::Poke,
     wrap::{
+        accepts::Accepts,
         debugfs::Dir,
         kvm::LiveVm,
         kvm_module::{KvmEvents, KvmModule},
@@ -22,13 +23,14 @@ use kernel::{
 /// Whether kvm is there; for those who cannot have the [`Watch`].
 static POSSIBLE: AtomicBool = AtomicBool::new(false);
 
-/// What is wanted, whether or not kvm is there.
-#[derive(Clone, Copy)]
+/// What is recorded if there is a kvm: knobs by these names. All others want `observe` too.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Wanted {
-    /// `knobs/observe`
     pub(crate) observe: bool,
-    /// `knobs/times`
     pub(crate) times: bool,
+    pub(crate) msrs: bool,
+    pub(crate) faults: bool,
+    pub(crate) irqs: bool,
 }
 
 /// What stands at the moment.
@@ -40,8 +42,10 @@ struct State {
 /// What stands while kvm is there. The fields' order is that of the end.
 struct Kvm {
     probes: Option<Probes<Registry>>,
-    happenings: Option<Probes<Registry>>,
     pauses: Option<Probes<Registry>>,
+    msrs: Option<Probes<Registry>>,
+    faults: Option<Probes<Registry>>,
+    irqs: Option<(Probes<Registry>, Option<Accepts<Registry>>)>,
     hooks: Option<LifeHooks<Registry>>,
     tracepoints: Tracepoints,
 }
@@ -125,14 +129,18 @@ impl Watch {
     }
 
     /// Record something or do not, from now on: when this returns the last probe has run or the first
-    /// will. Tells what was before.
-    pub(crate) fn want(&self, change: impl FnOnce(&mut Wanted)) -> Result<Wanted> {
+    /// will. Tells what was before; an error changes nothing.
+    pub(crate) fn want(&self, change: impl FnOnce(&mut Wanted) -> Result) -> Result<Wanted> {
         let mut state = self.state.lock();
         let before = state.wanted;
         let mut now = before;
-        change(&mut now);
+        change(&mut now)?;
         if let Some(kvm) = &mut state.kvm {
-            kvm.probe(now, &self.registry)?;
+            if let Err(error) = kvm.probe(now, &self.registry) {
+                // Only takes away what was new.
+                let _ = kvm.probe(before, &self.registry);
+                return Err(error);
+            }
         }
         state.wanted = now;
         Ok(before)
@@ -170,24 +178,47 @@ impl Watch {
     }
 }
 
+/// Have something, or do not.
+fn have<T>(it: &mut Option<T>, wanted: bool, get: impl FnOnce() -> Result<T>) -> Result {
+    if !wanted {
+        *it = None;
+    } else if it.is_none() {
+        *it = Some(get()?);
+    }
+    Ok(())
+}
+
 impl Kvm {
     /// Have the probes that are wanted. An error leaves those that stood.
     fn probe(&mut self, wanted: Wanted, registry: &Arc<Registry>) -> Result {
-        let Wanted { observe, times } = wanted;
-        if observe && times && self.pauses.is_none() {
-            self.pauses = Some(Probes::of_pauses(self.tracepoints, registry.clone())?);
-        }
-        registry.split_times(times);
-        if !observe {
-            (self.probes, self.happenings) = (None, None);
+        let tracepoints = self.tracepoints;
+        let [times, msrs, faults, irqs] =
+            [wanted.times, wanted.msrs, wanted.faults, wanted.irqs].map(|on| on && wanted.observe);
+        have(&mut self.probes, wanted.observe, || {
+            Probes::register(tracepoints, registry.clone())
+        })?;
+        if !wanted.observe {
             registry.lose_entries();
-        } else if self.probes.is_none() {
-            self.happenings = Some(Probes::of_happenings(self.tracepoints, registry.clone())?);
-            self.probes = Some(Probes::register(self.tracepoints, registry.clone())?);
         }
-        if !(observe && times) {
-            self.pauses = None;
-        }
+        // Exits whose time is split want all their pauses told.
+        registry.split_times(times && self.pauses.is_some());
+        have(&mut self.pauses, times, || {
+            Probes::of_pauses(tracepoints, registry.clone())
+        })?;
+        registry.split_times(times);
+        have(&mut self.msrs, msrs, || {
+            Probes::of_msrs(tracepoints, registry.clone())
+        })?;
+        have(&mut self.faults, faults, || {
+            Probes::of_page_faults(tracepoints, registry.clone())
+        })?;
+        have(&mut self.irqs, irqs, || {
+            let probes = Probes::of_interrupts(tracepoints, registry.clone())?;
+            // A KVM may have been built without such a function: then nobody tells.
+            let accepts = Accepts::register(registry.clone()).ok();
+            ACCEPTS_TOLD.store(accepts.is_some(), Relaxed);
+            Ok((probes, accepts))
+        })?;
         Ok(())
     }
 }
@@ -201,15 +232,17 @@ impl KvmEvents for Watch {
         }
         let mut kvm = Kvm {
             probes: None,
-            happenings: None,
             pauses: None,
+            msrs: None,
+            faults: None,
+            irqs: None,
             hooks: None,
             tracepoints,
         };
         self.registry.poke.kvm_is_there(tracepoints);
         self.hook(&mut kvm);
         if let Err(error) = kvm.probe(state.wanted, &self.registry) {
-            pr_err!("exits are not seen: no probe on kvm_exit: {error:?}\n");
+            pr_err!("not all that knobs ask for is recorded: no probe for it: {error:?}\n");
         }
         state.kvm = Some(kvm);
         POSSIBLE.store(true, Relaxed);
@@ -218,17 +251,11 @@ impl KvmEvents for Watch {
     fn kvm_goes(&self) {
         POSSIBLE.store(false, Relaxed);
         let mut state = self.state.lock();
-        if let Some(Kvm {
-            probes,
-            happenings,
-            pauses,
-            hooks,
-            ..
-        }) = state.kvm.take()
-        {
-            drop((probes, happenings, pauses));
+        if let Some(mut kvm) = state.kvm.take() {
+            // Without any wish there is nothing that could fail.
+            let _ = kvm.probe(Wanted::default(), &self.registry);
             self.registry.hide();
-            drop(hooks);
+            drop(kvm);
         }
         self.registry.poke.kvm_goes();
         drop(state);

@@ -71,20 +71,41 @@ pub(crate) trait Happenings: Send + Sync + 'static {
 }
 
 impl<T: Happenings> Probes<T> {
-    /// Let `target` know of all that happens from now on.
-    pub(crate) fn of_happenings(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
+    /// Let `target` know of accesses to MSRs from now on. `ENOENT`: this KVM has no such tracepoint.
+    pub(crate) fn of_msrs(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
         let msr: raw::kvmate_kvm_msr_probe = Some(on_msr::<T>);
+        let places = [(
+            tracepoints.msr.ok_or(ENOENT)?,
+            msr.map(|f| f as *mut c_void),
+        )];
+        // SAFETY: It has the prototype of its tracepoint's probes, and takes an `Arc<T>`'s pointer.
+        unsafe { Self::register_at(&places, target) }
+    }
+
+    /// Let `target` know of page faults from now on. `ENOENT`: likewise.
+    pub(crate) fn of_page_faults(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
         let page_fault: raw::kvmate_kvm_page_fault_probe = Some(on_page_fault::<T>);
+        let places = [(
+            tracepoints.page_fault.ok_or(ENOENT)?,
+            page_fault.map(|f| f as *mut c_void),
+        )];
+        // SAFETY: As in `of_msrs`.
+        unsafe { Self::register_at(&places, target) }
+    }
+
+    /// Let `target` know of injections and EOIs from now on. `ENOENT`: likewise.
+    pub(crate) fn of_interrupts(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
         let inj_virq: raw::kvmate_kvm_inj_virq_probe = Some(on_inj_virq::<T>);
         let eoi: raw::kvmate_kvm_eoi_probe = Some(on_eoi::<T>);
+        let [inject, end, pv_end] = tracepoints.interrupts.ok_or(ENOENT)?;
+        let eoi = eoi.map(|f| f as *mut c_void);
         let places = [
-            (tracepoints.msr, msr.map(|f| f as *mut c_void)),
-            (tracepoints.page_fault, page_fault.map(|f| f as *mut c_void)),
-            (tracepoints.inj_virq, inj_virq.map(|f| f as *mut c_void)),
-            (tracepoints.eoi, eoi.map(|f| f as *mut c_void)),
-            (tracepoints.pv_eoi, eoi.map(|f| f as *mut c_void)),
+            (inject, inj_virq.map(|f| f as *mut c_void)),
+            (end, eoi),
+            (pv_end, eoi),
         ];
-        // SAFETY: Each has the prototype of its tracepoint's probes, and takes an `Arc<T>`'s pointer.
+        // SAFETY: Each has the prototype of its tracepoint's probes (`kvm_pv_eoi`'s is `kvm_eoi`'s),
+        // and takes an `Arc<T>`'s pointer.
         unsafe { Self::register_at(&places, target) }
     }
 }
@@ -170,13 +191,14 @@ unsafe extern "C" fn on_eoi<T: Happenings>(
 }
 
 impl<T: Pauses> Probes<T> {
-    /// Let `target` know of every pause from now on.
+    /// Let `target` know of every pause from now on. `ENOENT`: this KVM lacks one of the tracepoints.
     pub(crate) fn of_pauses(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
         let user_exit: raw::kvmate_kvm_userspace_exit_probe = Some(on_user_exit::<T>);
         let wakeup: raw::kvmate_kvm_vcpu_wakeup_probe = Some(on_wakeup::<T>);
+        let [leave, wake] = tracepoints.pauses.ok_or(ENOENT)?;
         let places = [
-            (tracepoints.user_exit, user_exit.map(|f| f as *mut c_void)),
-            (tracepoints.wakeup, wakeup.map(|f| f as *mut c_void)),
+            (leave, user_exit.map(|f| f as *mut c_void)),
+            (wake, wakeup.map(|f| f as *mut c_void)),
         ];
         // SAFETY: Each has the prototype of its tracepoint's probes, and takes an `Arc<T>`'s pointer.
         unsafe { Self::register_at(&places, target) }

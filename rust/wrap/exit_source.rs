@@ -14,7 +14,7 @@ use super::{by_vcpu::ZeroIsNew, kvm::LiveVcpu, probes::RunningVcpu};
 use crate::{pure::reason::Vendor, raw};
 use core::{
     mem::MaybeUninit,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering::Relaxed},
 };
 use kernel::{bindings, ffi::c_void, prelude::*};
 
@@ -62,9 +62,13 @@ pub(crate) struct Exit {
 }
 
 /// Where one vCPU's exits are read.
-pub(crate) struct ExitSource(AtomicU8);
+pub(crate) struct ExitSource {
+    state: AtomicU8,
+    /// Which turn of splitting it is: odd while times are to be split.
+    turn: AtomicU64,
+}
 
-// SAFETY: Zero is `NEW`.
+// SAFETY: Zero is `NEW`, and the turn before the first.
 unsafe impl ZeroIsNew for ExitSource {}
 
 impl ExitSource {
@@ -72,43 +76,44 @@ impl ExitSource {
     #[inline(always)]
     pub(crate) fn read_svm(&self, vcpu: RunningVcpu<'_>) -> Option<Exit> {
         // SAFETY: Proven, for this is how the state is reached.
-        (self.0.load(Relaxed) == SVM).then(|| unsafe { svm_exit(vcpu) })
+        (self.state.load(Relaxed) == SVM).then(|| unsafe { svm_exit(vcpu) })
     }
 
     /// The exit that the guest has just made, on VMX where all is decided.
     #[inline(always)]
     pub(crate) fn read_vmx(&self, _: RunningVcpu<'_>) -> Option<Exit> {
-        if self.0.load(Relaxed) != VMX {
+        if self.state.load(Relaxed) != VMX {
             return None;
         }
         // SAFETY: Decided in a probe on VMX, and we are in a probe.
         unsafe { vmx_exit() }
     }
 
-    /// Have the vCPU's exits take the long way, on which their times are split, or the short one. Any
-    /// context.
-    pub(crate) fn set_split(&self, on: bool) {
-        if on {
-            self.0.fetch_or(SPLIT, Relaxed);
+    /// Have the vCPU's exits take the long way, on which their times are split, in an odd turn, or the
+    /// short one. Any context.
+    pub(crate) fn set_split(&self, turn: u64) {
+        self.turn.store(turn, Relaxed);
+        if turn % 2 == 1 {
+            self.state.fetch_or(SPLIT, Relaxed);
         } else {
-            self.0.fetch_and(!SPLIT, Relaxed);
+            self.state.fetch_and(!SPLIT, Relaxed);
         }
     }
 
-    /// Whether times are to be split.
-    pub(crate) fn is_split(&self) -> bool {
-        self.0.load(Relaxed) & SPLIT != 0
+    /// Which turn of splitting it is; in an odd one times are to be split.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Relaxed)
     }
 
     /// What is decided.
     fn state(&self) -> u8 {
-        self.0.load(Relaxed) & !SPLIT
+        self.state.load(Relaxed) & !SPLIT
     }
 
     /// Decide, from `before`. Only the CPU that runs the vCPU does, beside [`ExitSource::set_split`].
     fn decide(&self, before: u8, state: u8) {
         // The bits that differ.
-        self.0.fetch_xor(before ^ state, Relaxed);
+        self.state.fetch_xor(before ^ state, Relaxed);
     }
 
     /// Whose codes it gives.

@@ -19,7 +19,7 @@
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
 use crate::raw;
-use core::{marker::PhantomData, ptr::NonNull};
+use core::{marker::PhantomData, num::NonZero, ptr::NonNull};
 use kernel::{ffi::c_void, prelude::*, task::Task};
 
 /// Which VM; another one may have the same once it has ended.
@@ -29,6 +29,20 @@ pub(crate) struct VmId(pub(super) usize);
 /// Which vCPU; another one may have the same once its VM has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct VcpuId(pub(super) usize);
+
+/// A vCPU's LAPIC: likewise.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lapic(NonZero<usize>);
+
+impl Lapic {
+    pub(super) fn new(address: usize) -> Option<Self> {
+        NonZero::new(address).map(Self)
+    }
+
+    pub(super) fn get(self) -> usize {
+        self.0.get()
+    }
+}
 
 /// Whose memory a VM has; another one's may have the same once all of this one's users are gone.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -209,6 +223,12 @@ impl<'a> LiveVcpu<'a> {
     pub(super) unsafe fn new(vcpu: NonNull<raw::kvm_vcpu>) -> Self {
         // INVARIANT: The caller's promise.
         Self(vcpu, PhantomData)
+    }
+
+    /// Its LAPIC, if KVM has one for it.
+    pub(crate) fn lapic(self) -> Option<Lapic> {
+        // SAFETY: A live vCPU (type invariant).
+        Lapic::new(unsafe { raw::kvmate_vcpu_lapic(self.0.as_ptr()) }.addr())
     }
 
     /// Which it is.

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Hooks on the life of VMs: a vCPU has been made, a VM ends.
 //!
-//! They are function hooks (ftrace) by name: `kvm_arch_vcpu_postcreate()`, by when user space could
-//! have the vCPU, and `kvm_arch_pre_destroy_vm()`, before which nothing of the VM is freed;
-//! `kvm_arch_destroy_vm()` would be too late, the routing table is freed before it. Kernel probes
-//! would do too, but can be switched off behind our back (`kprobes/enabled` in debugfs), and then a
-//! VM would end unseen; ftrace no longer can. Hooks run in their caller's process context, where sleeping
-//! is not allowed.
-//!
-//! C header: [`include/linux/ftrace.h`](srctree/include/linux/ftrace.h)
+//! They are function hooks by name: `kvm_arch_vcpu_postcreate()`, by when user space could have the
+//! vCPU, and `kvm_arch_pre_destroy_vm()`, before which nothing of the VM is freed;
+//! `kvm_arch_destroy_vm()` would be too late, the routing table is freed before it. A hook that could
+//! be switched off would let a VM end unseen (see [`super::function_hook`]). They run in their caller's
+//! process context, where sleeping is not allowed.
 
-use super::kvm::{LiveVcpu, LiveVm};
+use super::{
+    function_hook::{FunctionHooks, Place},
+    kvm::{LiveVcpu, LiveVm},
+};
 use crate::raw;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
-    error::to_result,
     ffi::c_ulong,
     prelude::*,
     sync::{Arc, ArcBorrow},
@@ -29,49 +28,14 @@ pub(crate) trait Life: Send + Sync + 'static {
     fn vm_ends(this: ArcBorrow<'_, Self>, vm: LiveVm<'_>);
 }
 
-/// Both hooks, registered. Drop it to unregister: after that no call runs any more, and no task is
-/// in code of ours that a call gave it to run and that has returned since.
-///
-/// # Invariants
-///
-/// `ops` is registered for the two functions, stays where it is, and its private data is `_hooks`.
-pub(crate) struct LifeHooks<T: Life> {
-    ops: KBox<bindings::ftrace_ops>,
-    // Where the private data of `ops` points.
-    _hooks: KBox<Hooks<T>>,
-}
+/// Both hooks, registered; dropping it unregisters them, as [`FunctionHooks`] does.
+pub(crate) struct LifeHooks<T: Life>(#[expect(dead_code)] FunctionHooks<Hooks<T>>);
 
 /// What the callback gets.
 struct Hooks<T> {
     made: Place,
     ends: Place,
     target: Arc<T>,
-}
-
-// SAFETY: Hooks may be unregistered from any thread, and the target may be sent.
-unsafe impl<T: Life> Send for LifeHooks<T> {}
-
-/// Where a function begins, or a few bytes behind.
-struct Place(usize);
-
-impl Place {
-    /// That of a function, by its name.
-    ///
-    /// ftrace could find it too, but looks up the names of all that can be traced for it, which
-    /// takes a third of a second on an emulated machine.
-    fn of(function: &CStr) -> Result<Self> {
-        // SAFETY: Process context; the name is used in the call only.
-        match unsafe { raw::kvmate_probe_address(function.as_char_ptr()) } {
-            0 => Err(ENOENT),
-            address => Ok(Self(address)),
-        }
-    }
-
-    /// Whether an address where ftrace hooks is this function's: functions begin sixteen bytes
-    /// apart at least, and a hook is at most that far in.
-    fn is(&self, ip: usize) -> bool {
-        self.0 & !15 == ip & !15
-    }
 }
 
 impl<T: Life> LifeHooks<T> {
@@ -82,44 +46,11 @@ impl<T: Life> LifeHooks<T> {
             ends: Place::of(c"kvm_arch_pre_destroy_vm")?,
             target,
         };
-        let mut places = [hooks.made.0, hooks.ends.0];
-        let hooks = KBox::new(hooks, GFP_KERNEL)?;
-        let private: *const Hooks<T> = &*hooks;
-        let mut ops = KBox::new(
-            bindings::ftrace_ops {
-                func: Some(on_call::<T>),
-                private: private.cast_mut().cast(),
-                ..pin_init::zeroed()
-            },
-            GFP_KERNEL,
-        )?;
-        // SAFETY: `ops` is zeroed but for what its user sets; two places.
-        let chosen = to_result(unsafe {
-            bindings::ftrace_set_filter_ips(&mut *ops, places.as_mut_ptr(), 2, 0, 1)
-        });
-        let registered = chosen.and_then(|()| {
-            // SAFETY: As above; only those functions are hooked, of which `on_call` knows; the boxes
-            // keep `ops` and its private data in place until `drop` has unregistered.
-            to_result(unsafe { bindings::register_ftrace_function(&mut *ops) })
-        });
-        if let Err(error) = registered {
-            // SAFETY: Not registered.
-            unsafe { bindings::ftrace_free_filter(&mut *ops) };
-            return Err(error);
-        }
-        // INVARIANT: Registered just now.
-        Ok(Self { ops, _hooks: hooks })
-    }
-}
-
-impl<T: Life> Drop for LifeHooks<T> {
-    fn drop(&mut self) {
-        // SAFETY: Registered (type invariant). This waits until no task is in the hook, nor in other
-        // code of ours that it was preempted in (RCU tasks).
-        let unregistered = unsafe { bindings::unregister_ftrace_function(&mut *self.ops) };
-        debug_assert_eq!(unregistered, 0);
-        // SAFETY: No more registered.
-        unsafe { bindings::ftrace_free_filter(&mut *self.ops) };
+        let places = [hooks.made, hooks.ends];
+        // SAFETY: `on_call` takes the private data for these, and knows both functions.
+        Ok(Self(unsafe {
+            FunctionHooks::register(places, hooks, on_call::<T>)
+        }?))
     }
 }
 

@@ -4,6 +4,7 @@
 //! Each owns its object, states its invariants and is safe to use; none decides anything. `unsafe`
 //! stands here and in [`crate::raw`] only.
 
+pub(crate) mod accepts;
 pub(crate) mod acks;
 pub(crate) mod anon_file;
 pub(crate) mod by_vcpu;
@@ -16,6 +17,7 @@ pub(crate) mod events;
 pub(crate) mod exit_source;
 pub(crate) mod files;
 pub(crate) mod folio;
+mod function_hook;
 pub(crate) mod gate;
 pub(crate) mod in_task;
 pub(crate) mod iov;

@@ -52,7 +52,7 @@ pub(crate) trait Watcher: Send + Sync + 'static {
     fn on_entry(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>);
 }
 
-/// KVM's tracepoints.
+/// KVM's tracepoints; those that this KVM lacks are `None`, and what needs them is refused.
 ///
 /// # Invariants
 ///
@@ -61,16 +61,15 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 pub(crate) struct Tracepoints {
     exit: Tracepoint,
     entry: Tracepoint,
-    pub(super) user_exit: Tracepoint,
-    pub(super) wakeup: Tracepoint,
     pub(super) ack: Option<Tracepoint>,
     /// `kvm_apic_accept_irq`, `kvm_inj_virq`, `kvm_eoi`
     pub(super) way: Option<[Tracepoint; 3]>,
-    pub(super) msr: Tracepoint,
-    pub(super) page_fault: Tracepoint,
-    pub(super) inj_virq: Tracepoint,
-    pub(super) eoi: Tracepoint,
-    pub(super) pv_eoi: Tracepoint,
+    /// `kvm_userspace_exit`, `kvm_vcpu_wakeup`
+    pub(super) pauses: Option<[Tracepoint; 2]>,
+    pub(super) msr: Option<Tracepoint>,
+    pub(super) page_fault: Option<Tracepoint>,
+    /// `kvm_inj_virq`, `kvm_eoi`, `kvm_pv_eoi`
+    pub(super) interrupts: Option<[Tracepoint; 3]>,
 }
 
 type Tracepoint = NonNull<bindings::tracepoint>;
@@ -87,28 +86,31 @@ impl Tracepoints {
     pub(super) unsafe fn find(
         find: impl Fn(&CStr) -> *mut bindings::tracepoint,
     ) -> Option<Tracepoints> {
-        let way = || {
-            Some([
-                NonNull::new(find(c"kvm_apic_accept_irq"))?,
-                NonNull::new(find(c"kvm_inj_virq"))?,
-                NonNull::new(find(c"kvm_eoi"))?,
-            ])
-        };
+        let find = |name| NonNull::new(find(name));
+        let (accept, inject) = (find(c"kvm_apic_accept_irq"), find(c"kvm_inj_virq"));
+        let (eoi, pv_eoi) = (find(c"kvm_eoi"), find(c"kvm_pv_eoi"));
         // INVARIANT: The caller's promise.
         Some(Tracepoints {
-            exit: NonNull::new(find(c"kvm_exit"))?,
-            entry: NonNull::new(find(c"kvm_entry"))?,
-            ack: NonNull::new(find(c"kvm_ack_irq")),
-            way: way(),
-            user_exit: NonNull::new(find(c"kvm_userspace_exit"))?,
-            wakeup: NonNull::new(find(c"kvm_vcpu_wakeup"))?,
-            msr: NonNull::new(find(c"kvm_msr"))?,
-            page_fault: NonNull::new(find(c"kvm_page_fault"))?,
-            inj_virq: NonNull::new(find(c"kvm_inj_virq"))?,
-            eoi: NonNull::new(find(c"kvm_eoi"))?,
-            pv_eoi: NonNull::new(find(c"kvm_pv_eoi"))?,
+            exit: find(c"kvm_exit")?,
+            entry: find(c"kvm_entry")?,
+            ack: find(c"kvm_ack_irq"),
+            way: all([accept, inject, eoi]),
+            pauses: all([find(c"kvm_userspace_exit"), find(c"kvm_vcpu_wakeup")]),
+            msr: find(c"kvm_msr"),
+            page_fault: find(c"kvm_page_fault"),
+            interrupts: all([inject, eoi, pv_eoi]),
         })
     }
+}
+
+/// All of them, or none.
+fn all<const N: usize>(found: [Option<Tracepoint>; N]) -> Option<[Tracepoint; N]> {
+    let first = found.first().copied().flatten()?;
+    let mut all = [first; N];
+    for (to, from) in all.iter_mut().zip(found) {
+        *to = from?;
+    }
+    Some(all)
 }
 
 /// One registered probe.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM's trace events of what goes into its chips, many of them: exact, or reading them fails.
+//! KVM's trace events of interrupts, many of them: exact, or reading them fails.
 
 use anyhow::{ensure, Context, Result};
 use std::{fs, path::PathBuf};
 
-/// One that went in.
+/// One that went into a chip, or what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// `kvm_msi_set_irq`
@@ -22,21 +22,45 @@ pub enum Line {
         /// Which.
         pin: u8,
     },
+    /// `kvm_apic_accept_irq`, with a vector
+    Accepted {
+        /// Which.
+        vector: u8,
+    },
+    /// `kvm_inj_virq`, for the first time
+    Injected {
+        /// Its vector.
+        vector: u8,
+    },
+    /// `kvm_eoi`, of an interrupt that was being served
+    Ended {
+        /// Its vector.
+        vector: u8,
+    },
+    /// None of these: an NMI, an `INT` of the guest's own, an EOI of nothing.
+    Other,
 }
 
-const EVENTS: [&str; 3] = ["kvm_msi_set_irq", "kvm_pic_set_irq", "kvm_ioapic_set_irq"];
+const CHIPS: [&str; 3] = ["kvm_msi_set_irq", "kvm_pic_set_irq", "kvm_ioapic_set_irq"];
+/// What becomes of interrupts in LAPICs.
+pub const LAPICS: [&str; 3] = ["kvm_apic_accept_irq", "kvm_inj_virq", "kvm_eoi"];
 
 /// KVM's trace events, from when it was begun or cleared.
-pub struct Traced(PathBuf);
+pub struct Traced(PathBuf, [&'static str; 3]);
 
 impl Traced {
-    /// Begin.
+    /// Begin, with what goes into the chips.
     pub fn begin() -> Result<Self> {
+        Self::begin_with(CHIPS)
+    }
+
+    /// Begin, with these events.
+    pub fn begin_with(events: [&'static str; 3]) -> Result<Self> {
         let folder = PathBuf::from("/sys/kernel/tracing/instances/kvmate-traced");
         if !folder.exists() {
             fs::create_dir(&folder).context("a trace instance")?;
         }
-        let traced = Self(folder);
+        let traced = Self(folder, events);
         // The newest are lost first, if any are, and then this tells.
         traced.write("options/overwrite", "0")?;
         traced.write("buffer_size_kb", "2048")?;
@@ -50,7 +74,7 @@ impl Traced {
     }
 
     fn switch(&self, on: &str) -> Result<()> {
-        let mut events = EVENTS.iter();
+        let mut events = self.1.iter();
         events.try_for_each(|event| self.write(&format!("events/kvm/{event}/enable"), on))
     }
 
@@ -103,6 +127,16 @@ fn parse(line: &str) -> Option<Line> {
                 pin: chip * 8 + pin,
             })
         }
+        "apic_accept_irq" if event.contains("(Fixed|") || event.contains("(LowPrio|") => {
+            after(event, "vec ").map(|vector| Line::Accepted { vector })
+        }
+        "inj_virq" if !event.contains("Soft") && !event.contains("[reinjected]") => {
+            after(event, "IRQ ").map(|vector| Line::Injected { vector })
+        }
+        "eoi" if !event.contains("vector -1") => {
+            after(event, "vector ").map(|vector| Line::Ended { vector })
+        }
+        "apic_accept_irq" | "inj_virq" | "eoi" => Some(Line::Other),
         _ => None,
     }
 }

@@ -107,16 +107,16 @@ fn a_split_exit_has_parts() {
     exit(&record, 1, 100);
     record.entry(150, || panic!("an open exit"));
     exit(&record, 1, 200);
-    record.split(at(0));
+    record.split(at(0), 1);
     record.halted(10, at(4));
     assert!(record.to_user(240, at(4)));
     let mut split = false;
     record.entry(300, || split = true);
     assert!(split);
     assert_eq!(record.last(Vendor::Svm).unwrap().since, 200);
-    record.entry_split(300, at(9), 1_000_000);
+    record.entry_split(300, at(9), 1, 1_000_000);
     // It is over.
-    record.entry_split(900, at(9), 1_000_000);
+    record.entry_split(900, at(9), 1, 1_000_000);
     assert!(!record.to_user(950, at(9)));
     record.halted(10, at(9));
     let line = lines(&record).remove(0);
@@ -134,9 +134,9 @@ fn a_split_exit_has_parts() {
 fn a_lost_entry_ends_a_split_exit() {
     let record = record();
     exit(&record, 1, 100);
-    record.split(Moment { task: 3, delay: 0 });
+    record.split(Moment { task: 3, delay: 0 }, 7);
     record.lose_entry();
-    record.entry_split(300, Moment { task: 3, delay: 0 }, 1);
+    record.entry_split(300, Moment { task: 3, delay: 0 }, 7, 1);
     assert_eq!(lines(&record)[0].timed(), 0);
     exit(&record, 1, 400);
     record.entry(450, || panic!("an open exit"));

@@ -17,8 +17,8 @@ fn main() -> ExitCode {
         ("tables_are_read_only", tables_are_read_only),
         ("version", version),
         ("vermagic_is_the_modules", vermagic_is_the_modules),
-        ("observe_refuses", observe_refuses),
-        ("observe_takes", observe_takes),
+        ("recordings_refuse", recordings_refuse),
+        ("recordings_take", recordings_take),
         ("observe_without_kvm", observe_without_kvm),
         ("verbose_takes_every_byte", verbose_takes_every_byte),
         ("verbose_acts_at_once", verbose_acts_at_once),
@@ -46,23 +46,23 @@ fn tree() -> Result<()> {
         ["ended", "exits", "gmem", "knobs", "layouts", "vermagic", "version", "vms"],
         "files"
     );
-    ensure_eq!(
-        names("knobs")?,
-        ["gmem_order", "inject", "latency", "observe", "times", "verbose"],
-        "knobs"
-    );
+    let knobs = [
+        "faults",
+        "gmem_order",
+        "inject",
+        "irqs",
+        "latency",
+        "msrs",
+        "observe",
+        "times",
+        "verbose",
+    ];
+    ensure_eq!(names("knobs")?, knobs, "knobs");
     for table in ["ended", "exits", "layouts", "vermagic", "version"] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
-    for knob in [
-        "knobs/gmem_order",
-        "knobs/inject",
-        "knobs/latency",
-        "knobs/observe",
-        "knobs/times",
-        "knobs/verbose",
-    ] {
-        ensure_eq!(mode(knob)?, 0o644, "mode of {knob}");
+    for knob in knobs {
+        ensure_eq!(mode(&format!("knobs/{knob}"))?, 0o644, "mode of {knob}");
     }
     kvmate.unload()
 }
@@ -119,7 +119,16 @@ fn vermagic_is_the_modules() -> Result<()> {
     kvmate.unload()
 }
 
-fn observe_refuses() -> Result<()> {
+/// What is recorded, and whether by default.
+const RECORDINGS: [(&str, &str); 5] = [
+    ("observe", "1"),
+    ("times", "0"),
+    ("msrs", "0"),
+    ("faults", "0"),
+    ("irqs", "0"),
+];
+
+fn recordings_refuse() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let bad = [
         ("2", Errno::EINVAL),
@@ -133,37 +142,41 @@ fn observe_refuses() -> Result<()> {
         ("1x", Errno::EINVAL),
         ("\n", Errno::EINVAL),
     ];
-    for (value, expected) in bad {
+    for (name, default) in RECORDINGS {
+        let knob = format!("knobs/{name}");
+        ensure_eq!(kvmate.read(&knob)?, default, "{name} by default");
         for before in ["0", "1"] {
-            kvmate.write("knobs/observe", before)?;
-            refused(&kvmate, "knobs/observe", value, expected)?;
-            ensure_eq!(
-                kvmate.read("knobs/observe")?,
-                before,
-                "observe after {value:?}"
-            );
+            kvmate.write(&knob, before)?;
+            for (value, expected) in bad {
+                refused(&kvmate, &knob, value, expected)?;
+                ensure_eq!(kvmate.read(&knob)?, before, "{name} after {value:?}");
+            }
         }
     }
     kvmate.unload()
 }
 
-fn observe_takes() -> Result<()> {
+fn recordings_take() -> Result<()> {
     let kvmate = Kvmate::load("")?;
-    for (value, expected) in [
-        ("0", "0"),
-        ("1\n", "1"),
-        ("0x0", "0"),
-        ("01", "1"),
-        ("1", "1"),
-    ] {
-        kvmate
-            .write("knobs/observe", value)
-            .with_context(|| format!("observe {value:?}"))?;
-        ensure_eq!(
-            kvmate.read("knobs/observe")?,
-            expected,
-            "observe after {value:?}"
-        );
+    for (name, _) in RECORDINGS {
+        let knob = format!("knobs/{name}");
+        for (value, expected) in [
+            ("0", "0"),
+            ("1\n", "1"),
+            ("0x0", "0"),
+            ("01", "1"),
+            ("1", "1"),
+        ] {
+            kvmate
+                .write(&knob, value)
+                .with_context(|| format!("{name} {value:?}"))?;
+            ensure_eq!(kvmate.read(&knob)?, expected, "{name} after {value:?}");
+        }
+        // Each is one of its own.
+        for (other, _) in RECORDINGS.into_iter().filter(|(other, _)| *other != name) {
+            kvmate.write(&format!("knobs/{other}"), "0")?;
+        }
+        ensure_eq!(kvmate.read(&knob)?, "1", "{name} after the others");
     }
     kvmate.unload()
 }
@@ -220,8 +233,20 @@ fn verbose_acts_at_once() -> Result<()> {
 }
 
 fn parameters_set_knobs() -> Result<()> {
-    let kvmate = Kvmate::load("observe=0 verbose=200")?;
-    ensure_eq!(kvmate.read("knobs/observe")?, "0", "observe");
-    ensure_eq!(kvmate.read("knobs/verbose")?, "200", "verbose");
-    kvmate.unload()
+    for (set, _) in RECORDINGS {
+        let others = RECORDINGS.map(|(name, _)| format!("{name}={}", u8::from(name == set)));
+        let others = others.join(" ");
+        let kvmate = Kvmate::load(&format!("{others} verbose=200"))?;
+        for (name, _) in RECORDINGS {
+            let expected = u8::from(name == set).to_string();
+            ensure_eq!(
+                kvmate.read(&format!("knobs/{name}"))?,
+                expected,
+                "{name}, {others}"
+            );
+        }
+        ensure_eq!(kvmate.read("knobs/verbose")?, "200", "verbose");
+        kvmate.unload()?;
+    }
+    Ok(())
 }

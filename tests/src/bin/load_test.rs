@@ -74,6 +74,9 @@ fn bad_parameters() -> Result<()> {
     for (parameters, said) in [
         ("observe=2", Some("parameter observe=2: 0 or 1")),
         ("times=2", Some("parameter times=2: 0 or 1")),
+        ("msrs=2", Some("parameter msrs=2: 0 or 1")),
+        ("faults=2", Some("parameter faults=2: 0 or 1")),
+        ("irqs=2", Some("parameter irqs=2: 0 or 1")),
         ("observe=x", None),
         ("observe", None),
         ("verbose=256", None),

@@ -367,8 +367,17 @@ fn open_files_hold() -> Result<()> {
         refused().with_context(|| name.to_owned())?;
         ensure!(file.read(&mut [0; 64])? > 0, "{name} says nothing");
     }
-    let files = ["exits", "vcpus", "vcpu0/exits", "times", "reset"]
-        .map(|name| PathBuf::from("vms").join(&guest.name).join(name));
+    let files = [
+        "exits",
+        "vcpus",
+        "vcpu0/exits",
+        "times",
+        "msrs",
+        "faults",
+        "irqs",
+        "reset",
+    ]
+    .map(|name| PathBuf::from("vms").join(&guest.name).join(name));
     let mut held = Vec::new();
     for path in &files {
         let name = path.to_str().context("a name")?;
@@ -378,7 +387,7 @@ fn open_files_hold() -> Result<()> {
         held.push((name, open(name)?));
     }
     // Half read: what is left of it belongs to a file that goes.
-    for (name, file) in &mut held[..4] {
+    for (name, file) in &mut held[..7] {
         ensure!(file.read(&mut [0; 8])? == 8, "{name} says nothing");
     }
     drop(guest);

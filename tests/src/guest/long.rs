@@ -137,20 +137,42 @@ pub(super) fn set(sregs: &mut kvm_sregs, cr3: u64, gdt: u64, idt: u64) {
     sregs.efer |= (1 << 8) | (1 << 10); // long mode, enabled and active
 }
 
+const PRESENT_WRITABLE: u64 = 0b11;
+
+fn table(vm: &Vm, address: usize, entries: &[u64]) {
+    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_le_bytes()).collect();
+    vm.memory.write(address, &bytes);
+}
+
+/// A page directory that maps a gigabyte as it is.
+fn directory(base: u64, flags: u64) -> Vec<u64> {
+    const HUGE: u64 = 1 << 7;
+    (0..512)
+        .map(|i| (base + (i << 21)) | flags | HUGE | PRESENT_WRITABLE)
+        .collect()
+}
+
+/// Build tables only, with page directories at `at` (one page a gigabyte), that map all below `end` as
+/// it is. For code of one's own: see [`enter`].
+pub fn map(vm: &Vm, at: usize, end: u64) {
+    let gigabytes = end.div_ceil(1 << 30);
+    assert!(gigabytes <= 512, "more than one table of directories");
+    let at = |gigabyte: u64| at + gigabyte as usize * 0x1000;
+    for gigabyte in 0..gigabytes {
+        table(vm, at(gigabyte), &directory(gigabyte << 30, 0));
+    }
+    let pdpt: Vec<_> = (0..gigabytes)
+        .map(|gigabyte| at(gigabyte) as u64 | PRESENT_WRITABLE)
+        .collect();
+    table(vm, PML4, &[PDPT as u64 | PRESENT_WRITABLE]);
+    table(vm, PDPT, &pdpt);
+    table(vm, GDT, &SEGMENTS);
+}
+
 /// Build tables and code in the VM's memory.
 pub fn load(vm: &Vm) {
-    let table = |address: usize, entries: &[u64]| {
-        let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_le_bytes()).collect();
-        vm.memory.write(address, &bytes);
-    };
-    const PRESENT_WRITABLE: u64 = 0b11;
-    const HUGE: u64 = 1 << 7;
+    let table = |address: usize, entries: &[u64]| table(vm, address, entries);
     const UNCACHED: u64 = 1 << 4;
-    let directory = |base: u64, flags: u64| -> Vec<u64> {
-        (0..512)
-            .map(|i| (base + (i << 21)) | flags | HUGE | PRESENT_WRITABLE)
-            .collect()
-    };
     table(PML4, &[PDPT as u64 | PRESENT_WRITABLE]);
     let pdpt = [
         PD_LOW as u64 | PRESENT_WRITABLE,
@@ -169,11 +191,16 @@ pub fn load(vm: &Vm) {
     vm.memory.write(CODE, code());
 }
 
-/// Set a vCPU to the start, to count `count` interrupts of `vector`.
-pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
+/// Set a vCPU to long mode, with these tables.
+pub fn enter(vcpu: &VcpuFd) -> Result<()> {
     let mut sregs = vcpu.get_sregs()?;
     set(&mut sregs, PML4 as u64, GDT as u64, IDT as u64);
-    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")
+}
+
+/// Set a vCPU to the start, to count `count` interrupts of `vector`.
+pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
+    enter(vcpu)?;
     vcpu.set_regs(&kvm_regs {
         rip: CODE as u64,
         rsp: (STACKS + 0x1000 * (id + 1)) as u64,

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Small guests on real KVM, known to the instruction.
 //!
-//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`], [`long`] and
-//! [`irq`] put code and registers into it. A guest tells the test something by port I/O or through its
+//! [`Vm`] is a VM with one block of memory from guest-physical 0 on; [`real`], [`steps`], [`chosen`],
+//! [`long`] and [`irq`] put code and registers into it. A guest tells the test something by port I/O or through its
 //! memory. [`linux`] and [`qemu`] are a whole Linux, under VMMs as people use them.
 
+pub mod chosen;
 pub mod irq;
 pub mod linux;
 pub mod long;
@@ -125,12 +126,19 @@ impl Vm {
         Ok(Self { kvm, fd, memory })
     }
 
-    /// Another memslot, of a part of the same memory.
-    pub fn alias(&self, slot: u32, address: u64, offset: usize, size: usize) -> Result<()> {
+    /// Another memslot, of a part of the same memory, with these flags.
+    pub fn alias(
+        &self,
+        slot: u32,
+        flags: u32,
+        address: u64,
+        offset: usize,
+        size: usize,
+    ) -> Result<()> {
         assert!(offset + size <= self.memory.size, "outside guest memory");
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: address,
             memory_size: size as u64,
             userspace_addr: self.memory.start.as_ptr() as u64 + offset as u64,
@@ -148,13 +156,15 @@ impl Vm {
     }
 }
 
-/// Run until the guest halts (without an irqchip) or writes to `stop`; count its other port writes.
+/// Run until the guest halts (without an irqchip) or writes to `stop`; count its other writes, to ports
+/// and to memory that is not there.
 pub fn run(vcpu: &mut VcpuFd, stop: Option<u16>) -> Result<u64> {
     let mut writes = 0;
     loop {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) if Some(port) == stop => return Ok(writes),
             Ok(VcpuExit::IoOut(_, data)) => writes += data.len() as u64,
+            Ok(VcpuExit::MmioWrite(_, data)) => writes += data.len() as u64,
             Ok(VcpuExit::Hlt) => return Ok(writes),
             Ok(other) => bail!("unexpected exit to user space: {other:?}"),
             Err(error) if error.errno() == nix::libc::EINTR => continue,
