@@ -39,6 +39,10 @@ pub struct Names {
     pub cpuid: &'static str,
     /// HLT.
     pub hlt: &'static str,
+    /// RDMSR.
+    pub msr: &'static str,
+    /// A write to memory that is not there.
+    pub mmio: &'static str,
 }
 
 /// As kvmate has them on this machine.
@@ -48,12 +52,16 @@ pub fn names() -> Names {
             out: "IO_INSTRUCTION",
             cpuid: "CPUID",
             hlt: "HLT",
+            msr: "MSR_READ",
+            mmio: "EPT_MISCONFIG",
         }
     } else {
         Names {
             out: "io",
             cpuid: "cpuid",
             hlt: "hlt",
+            msr: "msr",
+            mmio: "npf",
         }
     }
 }
@@ -64,6 +72,8 @@ impl Names {
         match program {
             Program::Out => (self.out, self.cpuid),
             Program::Cpuid => (self.cpuid, self.out),
+            Program::Msr => (self.msr, self.out),
+            Program::Mmio => (self.mmio, self.out),
         }
     }
 }

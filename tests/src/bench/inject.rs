@@ -38,17 +38,20 @@ enum Who {
     Kvm,
     /// KVM, and kvmate observes.
     Beside,
+    /// KVM, and kvmate counts interrupts too.
+    Counted,
     /// kvmate, which observes as well.
     Kvmate,
 }
 
-const ALL: [Who; 3] = [Who::Kvm, Who::Beside, Who::Kvmate];
+const ALL: [Who; 4] = [Who::Kvm, Who::Beside, Who::Counted, Who::Kvmate];
 
 impl Who {
     fn name(self) -> &'static str {
         match self {
             Self::Kvm => "KVM_IRQFD",
             Self::Beside => "KVM_IRQFD, kvmate loaded",
+            Self::Counted => "KVM_IRQFD, kvmate, irqs=1",
             Self::Kvmate => "kvmate's binding",
         }
     }
@@ -58,9 +61,10 @@ impl Who {
         let kvmate = match self {
             Self::Kvm => None,
             Self::Beside | Self::Kvmate => Some(Kvmate::load("")?),
+            Self::Counted => Some(Kvmate::load("irqs=1")?),
         };
         let way = match self {
-            Self::Kvm | Self::Beside => Way::Kvm,
+            Self::Kvm | Self::Beside | Self::Counted => Way::Kvm,
             Self::Kvmate => Way::Kvmate,
         };
         let mut guest = Guest::new(Chips::Kernel, 1)?;

@@ -18,12 +18,17 @@ use std::{
 };
 
 /// The guests, with what one of their exits is.
-pub const GUESTS: [(real::Program, &str); 2] = [
+pub const GUESTS: [(real::Program, &str); 4] = [
     (
         real::Program::Out,
         "port write: exit, KVM, user space, KVM_RUN again, entry",
     ),
     (real::Program::Cpuid, "CPUID: exit, KVM, entry"),
+    (real::Program::Msr, "RDMSR: exit, KVM, entry"),
+    (
+        real::Program::Mmio,
+        "MMIO write: exit for a page fault, KVM, user space, KVM_RUN again, entry",
+    ),
 ];
 
 /// What an exit cost, or whatever else is measured.
@@ -113,12 +118,19 @@ impl Sampler {
             .split_whitespace()
             .map(str::parse)
             .collect::<Result<Vec<f64>, _>>()?;
-        let [out_ticks, out_ns, cpuid_ticks, cpuid_ns, exits] = words[..] else {
+        let figures = words.chunks_exact(2);
+        let rest = figures.remainder();
+        let costs: Vec<_> = figures
+            .map(|pair| Cost {
+                ticks: pair[0],
+                ns: pair[1],
+            })
+            .collect();
+        let (Ok(costs), &[exits]) = (costs.try_into(), rest) else {
             anyhow::bail!("not a measurement: {text}");
         };
-        let cost = |ticks, ns| Cost { ticks, ns };
         Ok(Sample {
-            costs: [cost(out_ticks, out_ns), cost(cpuid_ticks, cpuid_ns)],
+            costs,
             exits: exits as u64,
         })
     }

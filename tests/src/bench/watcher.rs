@@ -14,10 +14,14 @@ use std::{
 };
 
 /// What is measured, in this order.
-pub const WATCHERS: [Watcher; 8] = [
+pub const WATCHERS: [Watcher; 12] = [
     Watcher::Nobody,
     Watcher::On,
-    Watcher::Times,
+    Watcher::With("kvmate, msrs=1"),
+    Watcher::With("kvmate, faults=1"),
+    Watcher::With("kvmate, irqs=1"),
+    Watcher::With("kvmate, times=1"),
+    Watcher::With("kvmate, times=1 msrs=1 faults=1 irqs=1"),
     Watcher::Off,
     Watcher::NobodyAgain,
     Watcher::Ftrace,
@@ -40,8 +44,8 @@ pub enum Watcher {
     Nobody,
     /// kvmate, loaded without parameters: everything that is on by default.
     On,
-    /// The same with `times=1`.
-    Times,
+    /// The same with some knobs, by its name.
+    With(&'static str),
     /// kvmate, loaded, and switched off by its knob.
     Off,
     /// Nobody once more: has something stayed behind, or drifted?
@@ -69,7 +73,7 @@ impl Watcher {
         match self {
             Self::Nobody => "bare",
             Self::On => "kvmate, observe=1",
-            Self::Times => "kvmate, times=1",
+            Self::With(name) => name,
             Self::Off => "kvmate, observe=0",
             Self::NobodyAgain => "bare again",
             Self::Ftrace => "ftrace event pair",
@@ -78,9 +82,20 @@ impl Watcher {
         }
     }
 
-    /// Whether it is somebody else's: measured to compare, not judged.
-    pub fn is_peer(self) -> bool {
-        matches!(self, Self::Ftrace | Self::Perf | Self::Bpftrace)
+    /// The module's parameters; of kvmate's.
+    fn parameters(self) -> &'static str {
+        match self {
+            Self::With(name) => name.trim_start_matches("kvmate, "),
+            _ => "",
+        }
+    }
+
+    /// Whether it is measured to compare, not judged: somebody else's, and knobs that are off by default.
+    pub fn is_told_only(self) -> bool {
+        !matches!(
+            self,
+            Self::Nobody | Self::On | Self::Off | Self::NobodyAgain
+        )
     }
 
     /// Why it cannot be had here.
@@ -113,7 +128,7 @@ impl Watcher {
                 kvmate.unload()?;
                 options
             }
-            Self::Times => "the same, times=1".into(),
+            Self::With(_) => format!("the same, {}", self.parameters()),
             Self::Off => "the same, then observe=0".into(),
             Self::Ftrace => {
                 let _events = Events::on()?;
@@ -144,9 +159,8 @@ impl Watcher {
                 output(&command)?;
                 watched(sampler.taken()?, None)
             }
-            Self::On | Self::Times => {
-                let on = self == Self::On;
-                let kvmate = Kvmate::load(if on { "" } else { "times=1" })?;
+            Self::On | Self::With(_) => {
+                let kvmate = Kvmate::load(self.parameters())?;
                 let observe = kvmate.read("knobs/observe")?;
                 ensure!(observe == "1", "observe is {observe} by default");
                 let before = kvmate.exits().ok();

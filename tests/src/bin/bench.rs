@@ -51,7 +51,7 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
             let target = target.parse().context("a target")?;
             sample::ticks_are_instructions()?;
             let bench = Bench::new(exits)?;
-            let how = format!("median of {PASSES} passes, peers once; the machine counts");
+            let how = format!("median of {PASSES} passes, what is not judged once; the machine counts");
             bench.headline("instructions an exit", &how);
             bench.options()?;
             let passes: Vec<_> = (1..=PASSES)
@@ -169,11 +169,11 @@ impl Bench {
         Ok(())
     }
 
-    /// Every watcher once, or all but the peers, on a machine that is warm.
-    fn pass(&self, label: &str, peers: bool) -> Pass {
+    /// Every watcher once, or all that are judged, on a machine that is warm.
+    fn pass(&self, label: &str, all: bool) -> Pass {
         let mut pass = Vec::new();
         let _ = self.outcome(Watcher::Nobody);
-        for watcher in WATCHERS.into_iter().filter(|w| peers || !w.is_peer()) {
+        for watcher in WATCHERS.into_iter().filter(|w| all || !w.is_told_only()) {
             let outcome = self.outcome(watcher);
             let how = match &outcome {
                 Outcome::Measured(_) => "measured".into(),

@@ -25,6 +25,22 @@ global_asm!(
     "   jnz     1b",
     "   hlt",
     "kvmate_real_cpuid_end:",
+    "kvmate_real_msr_start:",
+    "   movl    %ecx, %esi",
+    "   movl    $0x8b, %ecx",
+    "1: rdmsr",
+    "   decl    %esi",
+    "   jnz     1b",
+    "   hlt",
+    "kvmate_real_msr_end:",
+    "kvmate_real_mmio_start:",
+    "   movw    $0xffff, %ax",
+    "   movw    %ax, %ds",
+    "1: movb    %al, 0x10",
+    "   decl    %ecx",
+    "   jnz     1b",
+    "   hlt",
+    "kvmate_real_mmio_end:",
     ".code64",
     options(att_syntax)
 );
@@ -39,6 +55,11 @@ pub enum Program {
     Out,
     /// Executes CPUID so many times: each an exit that KVM handles itself.
     Cpuid,
+    /// Reads an MSR so many times: likewise.
+    Msr,
+    /// Writes to memory that is not there, at 1 MiB, so many times: each an exit to user space, on SVM for
+    /// a page fault.
+    Mmio,
 }
 
 impl Program {
@@ -48,6 +69,10 @@ impl Program {
             static kvmate_real_out_end: u8;
             static kvmate_real_cpuid_start: u8;
             static kvmate_real_cpuid_end: u8;
+            static kvmate_real_msr_start: u8;
+            static kvmate_real_msr_end: u8;
+            static kvmate_real_mmio_start: u8;
+            static kvmate_real_mmio_end: u8;
         }
         let (start, end) = match self {
             Self::Out => (
@@ -57,6 +82,14 @@ impl Program {
             Self::Cpuid => (
                 &raw const kvmate_real_cpuid_start,
                 &raw const kvmate_real_cpuid_end,
+            ),
+            Self::Msr => (
+                &raw const kvmate_real_msr_start,
+                &raw const kvmate_real_msr_end,
+            ),
+            Self::Mmio => (
+                &raw const kvmate_real_mmio_start,
+                &raw const kvmate_real_mmio_end,
             ),
         };
         // SAFETY: The labels enclose the code of one program in the text section, in this order.
