@@ -140,7 +140,8 @@ pub struct Guest {
     _vm: Vm,
     /// Its VM's name.
     pub name: String,
-    program: Program,
+    /// What it does.
+    pub program: Program,
 }
 
 impl Guest {
@@ -292,21 +293,39 @@ pub fn vcpu_lines(text: &str) -> Result<usize> {
     Ok(text.lines().count() - 1)
 }
 
+/// Whether every line of a table has as many columns as its header, after what begins with `#`.
+fn columns_agree(text: &str) -> Result<()> {
+    let mut lines = text.lines().filter(|line| !line.starts_with('#'));
+    let header = lines.next().context("an empty table")?;
+    let count = |line: &str| line.split(' ').count();
+    let other = lines.find(|line| count(line) != count(header));
+    ensure!(other.is_none(), "{other:?} under {header:?}");
+    Ok(())
+}
+
 /// Read every file of every VM, and `ended`, until asked to stop; tell how many were read.
 pub fn read_everything(stop: &Stop) -> Result<u64> {
     let mut read = 0;
     while !stop.asked() {
         for name in seen::names_of_vms()? {
             let folder = seen::vms().join(name);
-            for file in ["exits", "vcpu0/exits", "vcpus"] {
+            for file in [
+                "exits",
+                "vcpu0/exits",
+                "vcpus",
+                "times",
+                "msrs",
+                "faults",
+                "irqs",
+            ] {
                 let Some(text) = read_fleeting(&folder.join(file))? else {
                     continue;
                 };
                 read += 1;
-                if file == "vcpus" {
-                    vcpu_lines(&text)?;
-                } else {
-                    seen::parse_exits(&text)?;
+                match file {
+                    "vcpus" => drop(vcpu_lines(&text)?),
+                    "exits" | "vcpu0/exits" => drop(seen::parse_exits(&text)?),
+                    _ => columns_agree(&text).with_context(|| file.to_owned())?,
                 }
             }
         }
