@@ -2,7 +2,7 @@
 //! The table `ended`: the totals of the last VMs that ended.
 
 use super::{
-    exits::{self, Row},
+    exits::{self, Exits, Row},
     folder,
     vm::Vm,
 };
@@ -61,12 +61,12 @@ impl Ended {
 
 impl Past {
     fn of(vm: &Vm) -> Result<Self> {
-        let vcpus = vm.vcpus()?;
+        let recordings = vm.recordings()?;
         Ok(Self {
             number: vm.number,
             name: folder::name_of(vm)?,
-            vcpus: vcpus.len(),
-            rows: exits::rows(&vcpus)?,
+            vcpus: recordings.len(),
+            rows: Exits::of(&recordings)?.rows()?,
         })
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tables `exits`: one line a reason, of one vCPU or of all of a VM.
 
-use super::vm::{Vcpu, Vm};
+use super::vm::{Recording, Vcpu, Vm};
 use crate::{
     pure::{
         cycles,
@@ -95,60 +95,73 @@ impl Row {
     }
 }
 
-/// What is known of some vCPUs together, the reason with the most time first, and whose reasons.
-pub(super) fn lines(vcpus: &[Arc<Vcpu>]) -> Result<(Vendor, KVVec<Line>)> {
-    let mut lines: KVVec<Line> = KVVec::new();
-    let mut vendor = Vendor::Svm;
-    let mut line = KVBox::new(Line::EMPTY, GFP_KERNEL)?;
-    for vcpu in vcpus {
-        let Some(hot) = vcpu.hot() else { continue };
-        let (source, record, _) = &**hot;
-        for slot in 0..SLOTS {
-            // Another CPU writes for some nanoseconds at a time.
-            let seen = record
-                .read(source.vendor(), slot, &mut line, core::hint::spin_loop)
-                .map_err(|_| EAGAIN)?;
-            if !seen {
-                continue;
-            }
-            // Only a vCPU that has exited knows.
-            vendor = source.vendor();
-            match lines.iter_mut().find(|l| l.reason == line.reason) {
-                Some(sum) => sum.add(&line),
-                None => lines.push((*line).clone(), GFP_KERNEL)?,
+/// What is known of some vCPUs' exits together.
+pub(super) struct Exits {
+    /// Whose reasons.
+    pub(super) vendor: Vendor,
+    /// The reason with the most time first.
+    pub(super) lines: KVVec<Line>,
+    /// Exits before there were records.
+    pub(super) unrecorded: u64,
+}
+
+impl Exits {
+    /// What was recorded.
+    pub(super) fn of(recordings: &[Recording]) -> Result<Self> {
+        let mut lines: KVVec<Line> = KVVec::new();
+        let mut vendor = Vendor::Svm;
+        let mut line = KVBox::new(Line::EMPTY, GFP_KERNEL)?;
+        for (source, record, _) in recordings.iter().filter_map(Recording::hot) {
+            for slot in 0..SLOTS {
+                // Another CPU writes for some nanoseconds at a time.
+                let seen = record
+                    .read(source.vendor(), slot, &mut line, core::hint::spin_loop)
+                    .map_err(|_| EAGAIN)?;
+                if !seen {
+                    continue;
+                }
+                // Only a vCPU that has exited knows.
+                vendor = source.vendor();
+                match lines.iter_mut().find(|l| l.reason == line.reason) {
+                    Some(sum) => sum.add(&line),
+                    None => lines.push((*line).clone(), GFP_KERNEL)?,
+                }
             }
         }
+        lines.sort_unstable_by(|a, b| (b.total, b.count).cmp(&(a.total, a.count)));
+        Ok(Self {
+            vendor,
+            lines,
+            unrecorded: recordings.iter().map(|recording| recording.early).sum(),
+        })
     }
-    lines.sort_unstable_by(|a, b| (b.total, b.count).cmp(&(a.total, a.count)));
-    Ok((vendor, lines))
-}
 
-/// The rows of some vCPUs together, the reason with the most time first.
-pub(super) fn rows(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Row>> {
-    let (vendor, lines) = lines(vcpus)?;
-    let khz = tsc::khz();
-    let mut rows = KVVec::with_capacity(lines.len() + 1, GFP_KERNEL)?;
-    for line in &lines {
-        rows.push(Row::new(vendor, line, khz), GFP_KERNEL)?;
+    /// As they are shown.
+    pub(super) fn rows(&self) -> Result<KVVec<Row>> {
+        let khz = tsc::khz();
+        let mut rows = KVVec::with_capacity(self.lines.len() + 1, GFP_KERNEL)?;
+        for line in &self.lines {
+            rows.push(Row::new(self.vendor, line, khz), GFP_KERNEL)?;
+        }
+        if self.unrecorded > 0 {
+            let row = Row {
+                name: Name::Unrecorded,
+                count: self.unrecorded,
+                times: [0; 6],
+            };
+            rows.push(row, GFP_KERNEL)?;
+        }
+        Ok(rows)
     }
-    let unrecorded: u64 = vcpus.iter().map(|vcpu| vcpu.early()).sum();
-    if unrecorded > 0 {
-        let row = Row {
-            name: Name::Unrecorded,
-            count: unrecorded,
-            times: [0; 6],
-        };
-        rows.push(row, GFP_KERNEL)?;
-    }
-    Ok(rows)
-}
 
-fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
-    seq_print!(out, "{COLUMNS}\n");
-    for row in &rows(vcpus)? {
-        seq_print!(out, "{row}\n");
+    /// The table.
+    pub(super) fn show(&self, out: &SeqFile) -> Result {
+        seq_print!(out, "{COLUMNS}\n");
+        for row in &self.rows()? {
+            seq_print!(out, "{row}\n");
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// `vms/*/exits`
@@ -156,7 +169,7 @@ pub(super) struct OfVm(pub(super) Arc<Vm>);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0.vcpus()?)
+        Exits::of(&self.0.recordings()?)?.show(out)
     }
 }
 
@@ -165,7 +178,7 @@ pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, core::slice::from_ref(&self.0))
+        Exits::of(&[self.0.recording()])?.show(out)
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The table `faults`: of what kind a VM's page faults are, in which memslots, and where most.
 
-use super::vm::{Vcpu, Vm};
+use super::vm::{Recording, Vcpu, Vm};
 use crate::{
     pure::{
         faults::{Class, Slot, CLASSES, RANGE_SHIFT},
@@ -48,14 +48,15 @@ impl fmt::Display for SlotName {
 }
 
 /// What all vCPUs say together, the most first.
-struct Sums {
-    classes: KVec<(Class, u64)>,
-    slots: KVVec<(Slot, u64)>,
+pub(super) struct Sums {
+    pub(super) classes: KVec<(Class, u64)>,
+    pub(super) slots: KVVec<(Slot, u64)>,
     ranges: KVVec<Hits>,
 }
 
 impl Sums {
-    fn of(vcpus: &[Arc<Vcpu>]) -> Result<Self> {
+    /// What was recorded.
+    pub(super) fn of(recordings: &[Recording]) -> Result<Self> {
         let mut classes: KVec<(Class, u64)> = KVec::new();
         let mut slots: KVVec<(Slot, u64)> = KVVec::new();
         let mut ranges: KVVec<Hits> = KVVec::new();
@@ -64,9 +65,7 @@ impl Sums {
         }
         let mut snapshot = KBox::new(Snapshot::EMPTY, GFP_KERNEL)?;
         let mut least = 0;
-        for vcpu in vcpus {
-            let Some(hot) = vcpu.hot() else { continue };
-            let (.., events) = &**hot;
+        for (.., events) in recordings.iter().filter_map(Recording::hot) {
             for (class, sum) in &mut classes {
                 *sum += events.faults.class(*class);
             }
@@ -101,8 +100,8 @@ impl Sums {
     }
 }
 
-fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
-    let sums = Sums::of(vcpus)?;
+/// The table.
+pub(super) fn show(out: &SeqFile, sums: &Sums) {
     seq_print!(out, "kind which count error\n");
     for &(class, count) in sums.classes.iter().filter(|&&(_, count)| count > 0) {
         seq_print!(out, "class {} {count} 0\n", ClassName(class));
@@ -114,7 +113,6 @@ fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
         let start = key << RANGE_SHIFT;
         seq_print!(out, "range {start:#x} {count} {error}\n");
     }
-    Ok(())
 }
 
 /// `vms/*/faults`
@@ -122,7 +120,8 @@ pub(super) struct OfVm(pub(super) Arc<Vm>);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0.vcpus()?)
+        show(out, &Sums::of(&self.0.recordings()?)?);
+        Ok(())
     }
 }
 
@@ -131,6 +130,7 @@ pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, core::slice::from_ref(&self.0))
+        show(out, &Sums::of(&[self.0.recording()])?);
+        Ok(())
     }
 }

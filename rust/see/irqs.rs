@@ -2,7 +2,7 @@
 //! The tables `irqs`: one line a vector, of one vCPU or of all of a VM. See [`crate::pure::vectors`] for
 //! who counts, and [`crate::wrap::accepts`] for what a KVM may not tell.
 
-use super::vm::{Vcpu, Vm};
+use super::vm::{Recording, Vcpu, Vm};
 use crate::{pure::vectors::VECTORS, wrap::debugfs::Table};
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use kernel::{
@@ -28,29 +28,45 @@ impl fmt::Display for Count {
     }
 }
 
-fn show(out: &SeqFile, vm: &Vm, vcpus: &[Arc<Vcpu>]) -> Result {
-    seq_print!(out, "vector injected accepted eoi\n");
-    // Hardware injects and ends by itself then: what was counted is not all of it.
-    let seen = vm.gate.enter_irq_off(|vm| !vm.apicv()) != Some(false);
-    let told = ACCEPTS_TOLD.load(Relaxed);
-    for vector in 0..VECTORS {
-        let mut sums = [0; 3];
-        for vcpu in vcpus {
-            let Some(hot) = vcpu.hot() else { continue };
-            let (.., events) = &**hot;
-            for (sum, count) in sums.iter_mut().zip(events.vectors.of(vector)) {
-                *sum += count;
+/// What is known of some vCPUs' interrupts together.
+pub(super) struct Irqs {
+    /// Hardware injects and ends by itself: what was counted is not all of it.
+    pub(super) hidden: bool,
+    /// KVM does not tell what LAPICs accept.
+    pub(super) accepts_hidden: bool,
+    /// How many were injected, accepted and ended, by vector.
+    pub(super) vectors: KVVec<[u64; 3]>,
+}
+
+impl Irqs {
+    /// What was recorded of vCPUs of this VM.
+    pub(super) fn of(vm: &Vm, recordings: &[Recording]) -> Result<Self> {
+        let mut vectors = KVVec::from_elem([0; 3], VECTORS, GFP_KERNEL)?;
+        for (.., events) in recordings.iter().filter_map(Recording::hot) {
+            for (vector, sums) in vectors.iter_mut().enumerate() {
+                for (sum, count) in sums.iter_mut().zip(events.vectors.of(vector)) {
+                    *sum += count;
+                }
             }
         }
-        if sums == [0; 3] {
-            continue;
-        }
-        let [injected, accepted, ended] = sums;
-        let [injected, ended] = [injected, ended].map(|count| Count(seen.then_some(count)));
-        let accepted = Count(told.then_some(accepted));
-        seq_print!(out, "{vector:#x} {injected} {accepted} {ended}\n");
+        Ok(Self {
+            hidden: vm.gate.enter_irq_off(|vm| vm.apicv()) == Some(true),
+            accepts_hidden: !ACCEPTS_TOLD.load(Relaxed),
+            vectors,
+        })
     }
-    Ok(())
+
+    /// The table.
+    pub(super) fn show(&self, out: &SeqFile) {
+        seq_print!(out, "vector injected accepted eoi\n");
+        let vectors = self.vectors.iter().enumerate();
+        for (vector, &[injected, accepted, ended]) in vectors.filter(|(_, sums)| **sums != [0; 3]) {
+            let [injected, ended] =
+                [injected, ended].map(|count| Count((!self.hidden).then_some(count)));
+            let accepted = Count((!self.accepts_hidden).then_some(accepted));
+            seq_print!(out, "{vector:#x} {injected} {accepted} {ended}\n");
+        }
+    }
 }
 
 /// `vms/*/irqs`
@@ -58,7 +74,8 @@ pub(super) struct OfVm(pub(super) Arc<Vm>);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0, &self.0.vcpus()?)
+        Irqs::of(&self.0, &self.0.recordings()?)?.show(out);
+        Ok(())
     }
 }
 
@@ -67,6 +84,7 @@ pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0.vm, core::slice::from_ref(&self.0))
+        Irqs::of(&self.0.vm, &[self.0.recording()])?.show(out);
+        Ok(())
     }
 }

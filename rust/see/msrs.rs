@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tables `msrs`: one line an MSR, of one vCPU or of all of a VM.
 
-use super::vm::{Vcpu, Vm};
+use super::vm::{Recording, Vcpu, Vm};
 use crate::{
     pure::{msrs::Line, sort},
     wrap::{debugfs::Table, names},
@@ -43,11 +43,9 @@ impl fmt::Display for Row<'_> {
 }
 
 /// What is known of each MSR, of all these vCPUs.
-fn lines(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Line>> {
+pub(super) fn lines(recordings: &[Recording]) -> Result<KVVec<Line>> {
     let mut lines: KVVec<Line> = KVVec::new();
-    for vcpu in vcpus {
-        let Some(hot) = vcpu.hot() else { continue };
-        let (.., events) = &**hot;
+    for (.., events) in recordings.iter().filter_map(Recording::hot) {
         for line in events.msrs.lines() {
             match lines.iter_mut().find(|sum| sum.index == line.index) {
                 Some(sum) => sum.add(&line),
@@ -59,16 +57,16 @@ fn lines(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Line>> {
     Ok(lines)
 }
 
-fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
+/// The table.
+pub(super) fn show(out: &SeqFile, lines: &[Line]) {
     seq_print!(
         out,
         "# accesses that made the guest exit: MSRs passed through to it never appear\n\
          msr name reads writes faults last_written\n"
     );
-    for line in &lines(vcpus)? {
+    for line in lines {
         seq_print!(out, "{}\n", Row(line));
     }
-    Ok(())
 }
 
 /// `vms/*/msrs`
@@ -76,7 +74,8 @@ pub(super) struct OfVm(pub(super) Arc<Vm>);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0.vcpus()?)
+        show(out, &lines(&self.0.recordings()?)?);
+        Ok(())
     }
 }
 
@@ -85,6 +84,7 @@ pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, core::slice::from_ref(&self.0))
+        show(out, &lines(&[self.0.recording()])?);
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! Only exits made while `knobs/times` was 1 are in them: see [`crate::pure::times`].
 
 use super::{
-    exits,
+    exits::{self, Exits},
     vm::{Vcpu, Vm},
 };
 use crate::wrap::{debugfs::Table, tsc};
@@ -14,22 +14,21 @@ use kernel::{
     sync::Arc,
 };
 
-fn show(out: &SeqFile, vcpus: &[Arc<Vcpu>]) -> Result {
-    let (vendor, lines) = exits::lines(vcpus)?;
+/// The table.
+pub(super) fn show(out: &SeqFile, exits: &Exits) {
     let khz = tsc::khz();
     seq_print!(
         out,
         "reason count total_ns user_ns halted_ns preempted_ns kernel_ns\n"
     );
-    for line in lines.iter().filter(|line| line.split > 0) {
-        let (reason, count) = (exits::name(vendor, line.reason), line.split);
+    for line in exits.lines.iter().filter(|line| line.split > 0) {
+        let (reason, count) = (exits::name(exits.vendor, line.reason), line.split);
         let [total, user, halted, preempted, kernel] = line.parts.ns(khz);
         seq_print!(
             out,
             "{reason} {count} {total} {user} {halted} {preempted} {kernel}\n"
         );
     }
-    Ok(())
 }
 
 /// `vms/*/times`
@@ -37,7 +36,8 @@ pub(super) struct OfVm(pub(super) Arc<Vm>);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, &self.0.vcpus()?)
+        show(out, &Exits::of(&self.0.recordings()?)?);
+        Ok(())
     }
 }
 
@@ -46,6 +46,7 @@ pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        show(out, core::slice::from_ref(&self.0))
+        show(out, &Exits::of(&[self.0.recording()])?);
+        Ok(())
     }
 }

@@ -65,6 +65,20 @@ pub(super) struct Recorded {
     last_before: Option<(Vendor, Last)>,
 }
 
+/// What is recorded of a vCPU, to be read: whoever has it has one record, whatever is reset meanwhile.
+pub(super) struct Recording {
+    hot: Option<Arc<Owned<Hot>>>,
+    /// Exits before there was a record for it.
+    pub(super) early: u64,
+}
+
+impl Recording {
+    /// Its record, if it has one.
+    pub(super) fn hot(&self) -> Option<&Hot> {
+        self.hot.as_deref().map(|hot| &**hot)
+    }
+}
+
 /// A vCPU.
 #[pin_data]
 pub(crate) struct Vcpu {
@@ -150,6 +164,16 @@ impl Vm {
         }
         Ok(all)
     }
+
+    /// What is recorded of each of them.
+    pub(super) fn recordings(&self) -> Result<KVVec<Recording>> {
+        let vcpus = self.vcpus()?;
+        let mut all = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
+        for vcpu in &vcpus {
+            all.push(vcpu.recording(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
 }
 
 impl Vcpu {
@@ -174,14 +198,13 @@ impl Vcpu {
         self.early.fetch_add(1, Relaxed) + 1
     }
 
-    /// How many there were.
-    pub(super) fn early(&self) -> u64 {
-        self.early.load(Relaxed)
-    }
-
-    /// Its record, if it has one.
-    pub(super) fn hot(&self) -> Option<Arc<Owned<Hot>>> {
-        self.recorded.lock().hot.clone()
+    /// What is recorded of it.
+    pub(super) fn recording(&self) -> Recording {
+        let recorded = self.recorded.lock();
+        Recording {
+            hot: recorded.hot.clone(),
+            early: self.early.load(Relaxed),
+        }
     }
 
     /// The last exit.
