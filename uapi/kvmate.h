@@ -13,8 +13,9 @@
  *   EFAULT   the argument cannot be read or written
  *   EINVAL   a reserved field is not zero
  *
- * An open descriptor of /dev/kvmate, of a binding, or of a file below /sys/kernel/debug/kvmate that
- * is kvmate's own, holds the module: rmmod then fails with EWOULDBLOCK. Running VMs do not hold it.
+ * An open descriptor of /dev/kvmate, of a binding, of statistics, or of a file below
+ * /sys/kernel/debug/kvmate that is kvmate's own, holds the module: rmmod then fails with
+ * EWOULDBLOCK. Running VMs do not hold it.
  *
  * The debugfs files and their errors are described in uapi/debugfs.md.
  */
@@ -54,6 +55,85 @@ struct kvmate_info {
  * Errors: EINVAL (flags or reserved not zero), EFAULT.
  */
 #define KVMATE_GET_INFO		_IOWR(KVMATE_IOCTL_TYPE, 0x00, struct kvmate_info)
+
+/**
+ * struct kvmate_vm_stats - whose statistics
+ * @flags: zero
+ * @vm_fd: a descriptor of the VM's file that KVM_CREATE_VM gave, whoever made it (pidfd_getfd(2)
+ *	takes it from a running VMM; a vCPU's does not do). It may be closed afterwards
+ * @reserved: zero
+ */
+struct kvmate_vm_stats {
+	__u32 flags;
+	__s32 vm_fd;
+	__u64 reserved[3];
+};
+
+/*
+ * Open a VM's statistics. Returns a descriptor (O_CLOEXEC, read-only) with the layout of
+ * KVM_GET_STATS_FD, Documentation/virt/kvm/api.rst: whatever reads that reads this. The id is
+ * "kvmate-" and the name of the VM's folder in debugfs. Header, id and descriptors never change.
+ * The descriptor keeps no VM and no VM's file, holds the module, and may be passed on to whom the
+ * statistics are to be shown: reading needs no capability.
+ *
+ * Each read() or pread() that reaches into the data puts it together anew, so read the data as a
+ * whole: then what is the sum of others is so exactly. Numbers of a guest that runs meanwhile are
+ * each of a moment during the read. lseek() finds the end; at and behind it 0 bytes are read.
+ *
+ * Errors of the ioctl; nothing is opened then:
+ *   EFAULT		the argument cannot be read
+ *   EINVAL		flags or reserved is not zero
+ *   EOPNOTSUPP		VMs cannot be looked into: without KVMATE_FEATURE_POKE; debugfs'
+ *			"layouts" and the kernel's log tell why
+ *   EBADF		vm_fd is not an open descriptor
+ *   EBADFD		vm_fd is not a VM's
+ *   EMFILE, ENFILE	too many open files
+ *   ENOMEM		short of memory
+ *
+ * Errors of reading:
+ *   ENODEV		the VM has ended, or kvm is gone
+ *   EAGAIN		as of the table "exits" (uapi/debugfs.md)
+ *   ENOMEM		short of memory
+ *   EFAULT		nothing could be written to the buffer
+ * Of lseek(): EINVAL, beyond the end or before the beginning. Of writing: EBADF.
+ *
+ * The statistics, of all vCPUs together, since the VM was seen first or its tables were reset (by
+ * "reset" in its folder in debugfs: all but vcpus and what is hidden begin at 0 again). Others may
+ * be added; look for one by its name.
+ *
+ *   vcpus			how many vCPUs there are
+ *   exits			VM exits: the sum of all that begin with "exits_"
+ *   exits_unrecorded		of vCPUs that had no record yet
+ *   exits_other		for a reason without a name, or of an entry that failed (VMX)
+ *   exits_REASON		for that reason, by KVM's own name as in its trace events, with "_"
+ *				for a blank: exits_io, exits_EPT_VIOLATION. All that KVM knows on
+ *				this processor (SVM or VMX) are there, with 0 where there was none
+ *   exit_timed		exits whose time to the next entry is known
+ *   exit_ns			these times together
+ *   exit_max_ns		the longest of them; peak
+ *   exit_hist			how many of them took 0 ns, 1, 2 and 3, 4 to 7, ...: a logarithmic
+ *				histogram of 48 buckets with the sum exit_timed. Times within a
+ *				sixteenth of a bound may stand on its other side
+ *   times_exits		exits whose time was split, while knobs/times was 1
+ *   times_ns			these times: the sum of the next four
+ *   times_user_ns		in user space
+ *   times_halted_ns		halted
+ *   times_preempted_ns		waiting for a CPU
+ *   times_kernel_ns		otherwise in the kernel
+ *   msr_reads, msr_writes	accesses to MSRs that made the guest exit, while knobs/msrs was 1
+ *   msr_faults			those of both for which the guest got #GP
+ *   page_faults		page faults that made the guest exit, while knobs/faults was 1
+ *   page_faults_write, page_faults_exec	writes, fetches; the others were reads
+ *   page_faults_present, page_faults_user, page_faults_walk	as in the table "faults"
+ *   page_faults_mmio		where there is no memory
+ *   irqs_injected, irqs_eoi	interrupts put into the guest, and ended by it, while knobs/irqs
+ *				was 1
+ *   irqs_hidden		1: hardware does both by itself (APICv, AVIC) now, and what the two
+ *				before this one say is not all
+ *   irqs_accepted		interrupts that KVM gave to LAPICs, while knobs/irqs was 1
+ *   irqs_accepted_hidden	1: KVM was built so that this cannot be told
+ */
+#define KVMATE_GET_VM_STATS	_IOW(KVMATE_IOCTL_TYPE, 0x08, struct kvmate_vm_stats)
 
 /* Flags in kvmate_gmem */
 #define KVMATE_GMEM_SMALL	(1U << 0)	/* pages of 4 KiB only */

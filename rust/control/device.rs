@@ -6,7 +6,7 @@ use crate::{
     hold::{Gmem, Wish},
     poke::{self, Poke},
     pure::text,
-    see::Watch,
+    see::{self, Watch},
     wrap::{
         capability,
         folio::Node,
@@ -77,6 +77,7 @@ impl MiscDevice for Session {
         let argument = |size| UserSlice::new(UserPtr::from_addr(arg), size);
         match cmd {
             uabi::GET_INFO => get_info(target, argument(size_of::<uabi::Info>())),
+            uabi::GET_VM_STATS => get_vm_stats(target, argument(size_of::<uabi::VmStats>())),
             uabi::GMEM_CREATE => gmem_create(target, argument(size_of::<uabi::Gmem>())),
             uabi::BIND_IRQFD => bind_irqfd(target, argument(size_of::<uabi::Irqfd>())),
             _ => Err(ENOTTY),
@@ -106,6 +107,13 @@ fn get_info(target: &Target, argument: UserSlice) -> Result<isize> {
         release: text::fixed(uabi::release().to_bytes()),
     })?;
     Ok(0)
+}
+
+/// `KVMATE_GET_VM_STATS`
+fn get_vm_stats(target: &Target, argument: UserSlice) -> Result<isize> {
+    let asked: uabi::VmStats = argument.reader().read()?;
+    let descriptor = see::open_stats(&target.watch, &asked)?;
+    Ok(descriptor as isize)
 }
 
 /// `KVMATE_GMEM_CREATE`

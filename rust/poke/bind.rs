@@ -10,11 +10,7 @@ use crate::{
     see::Watch,
     wrap::{anon_file, eventfd::EventFd, files, uabi},
 };
-use kernel::{
-    fs::LocalFile,
-    prelude::*,
-    sync::{aref::ARef, Arc},
-};
+use kernel::{prelude::*, sync::Arc};
 
 /// What a write is to be. `EINVAL`, `ERANGE`.
 fn what(asked: &uabi::Irqfd) -> Result<What> {
@@ -45,21 +41,18 @@ fn what(asked: &uabi::Irqfd) -> Result<What> {
     }
 }
 
-/// The open file of a descriptor of the current task. `EBADF`.
-fn file(descriptor: i32) -> Result<ARef<LocalFile>> {
-    let descriptor = u32::try_from(descriptor).map_err(|_| EBADF)?;
-    LocalFile::fget(descriptor).map_err(|_| EBADF)
-}
-
 /// Bind, and give the binding's descriptor. The errors are those that `uapi/kvmate.h` lists.
 pub(crate) fn bind(watch: &Watch, poke: &Arc<Poke>, asked: &uabi::Irqfd) -> Result<u32> {
     let what = what(asked)?;
     if !watch.shows_vms() {
         return Err(EOPNOTSUPP);
     }
-    let (vm, eventfd) = (file(asked.vm_fd)?, file(asked.eventfd)?);
+    let (vm, eventfd) = (
+        files::of_descriptor(asked.vm_fd)?,
+        files::of_descriptor(asked.eventfd)?,
+    );
     let resample = match what {
-        What::Level(_) => Some(file(asked.resample_eventfd)?),
+        What::Level(_) => Some(files::of_descriptor(asked.resample_eventfd)?),
         What::Gsi(_) | What::Msi(_) => None,
     };
     let live = files::vm_of(&vm).ok_or(EBADFD)?;

@@ -132,6 +132,10 @@ pub struct Last {
     pub rip: u64,
 }
 
+/// Where a record was: the same one later has seen neither exit nor entry in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32, u64);
+
 /// A reader met a writer in the middle too often.
 #[derive(Debug)]
 pub struct Busy;
@@ -269,6 +273,15 @@ impl Record {
     /// In the writer's stead, which does not run: the entry after the last exit will not be seen.
     pub fn lose_entry(&self) {
         self.last.store(self.last.load(Relaxed) & SLOT, Relaxed);
+    }
+
+    /// A reader: what changes with each exit and entry.
+    pub fn mark(&self) -> Mark {
+        // What is read between two of these is.
+        fence(Acquire);
+        let mark = Mark(self.last.load(Acquire), self.since.load(Acquire));
+        fence(Acquire);
+        mark
     }
 
     /// A reader: the last exit, if there was one.

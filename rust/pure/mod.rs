@@ -21,6 +21,7 @@ pub mod range;
 pub mod reason;
 pub mod sketch;
 pub mod sort;
+pub mod stats;
 pub mod storm;
 pub mod text;
 pub mod times;

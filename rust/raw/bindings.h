@@ -15,6 +15,7 @@
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
+const unsigned int KVMATE_CONST_KVMATE_GET_VM_STATS = KVMATE_GET_VM_STATS;
 const unsigned int KVMATE_CONST_KVMATE_GMEM_CREATE = KVMATE_GMEM_CREATE;
 const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
@@ -33,6 +34,8 @@ const unsigned int KVMATE_CONST_GFP_PAGE =
 const unsigned int KVMATE_CONST_GFP_LARGE =
 	(__force unsigned int)(GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN);
 const unsigned int KVMATE_CONST_PMD_ORDER = HPAGE_PMD_ORDER;
+const unsigned int KVMATE_CONST_FMODE_READABLE =
+	(__force unsigned int)(FMODE_LSEEK | FMODE_PREAD);
 const unsigned int KVMATE_CONST_FMODE_SEEKABLE =
 	(__force unsigned int)(FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE);
 const unsigned int KVMATE_CONST_FALLOCATE_KEEP = FALLOC_FL_KEEP_SIZE;

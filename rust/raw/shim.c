@@ -12,6 +12,7 @@
 #include <linux/sched.h>
 #include <linux/sched/task.h>
 #include <linux/workqueue.h>
+#include <asm/cpufeature.h>
 #include <asm/hypervisor.h>
 #define INCLUDE_VERMAGIC
 #include <linux/vermagic.h>
@@ -165,6 +166,12 @@ u64 kvmate_run_delay(void)
 #else
 	return 0;
 #endif
+}
+
+/* Whether KVM here is that of Intel's processors. */
+bool kvmate_has_vmx(void)
+{
+	return boot_cpu_has(X86_FEATURE_VMX);
 }
 
 bool kvmate_on_hyperv(void)

@@ -55,6 +55,7 @@ unsigned int kvmate_next_possible_cpu(unsigned int from);
 
 struct workqueue_struct *kvmate_workqueue(const char *name);
 bool kvmate_on_hyperv(void);
+bool kvmate_has_vmx(void);
 
 /*
  * Make "wake" the only priority waiter of an eventfd, whose file and context those are, and take

@@ -8,7 +8,8 @@
 //! - [`hot`] is what probes do at each exit and entry; and, by a knob each, at pauses, accesses to MSRs,
 //!   page faults and interrupts.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
-//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables.
+//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables, what they are made
+//!   of together a [`reading`]; [`stats`] is the same as numbers, by descriptor.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
@@ -37,7 +38,8 @@
 //! to `ended`, takes the folder away, waits for probes, and frees. Unloading, in this order: no more
 //! files that lead here but VMs' own; no more events of kvm; probes, and the hook on what LAPICs accept; then all VMs are hidden, which
 //! lowers the lines that the shell holds up and closes their gates as if they had ended, and the work that hooks gave to tasks is waited for; only
-//! then hooks; then the worker's queue; then folders and records.
+//! then hooks; then the worker's queue; then folders and records. A descriptor of statistics holds the module, and of a VM
+//! what is left when that is freed.
 
 mod ended;
 mod exits;
@@ -47,7 +49,9 @@ mod hot;
 mod irqs;
 mod layouts;
 mod msrs;
+mod reading;
 mod registry;
+mod stats;
 mod times;
 mod vcpus;
 mod vm;
@@ -55,5 +59,6 @@ mod watch;
 
 pub(crate) use ended::Ended;
 pub(crate) use layouts::Layouts;
+pub(crate) use stats::open as open_stats;
 pub(crate) use vm::Vm;
 pub(crate) use watch::{Wanted, Watch, Watching};

@@ -6,7 +6,7 @@ use crate::{
     poke::Target,
     pure::{
         events::Events,
-        exits::{Last, Record},
+        exits::{Last, Mark, Record},
         reason::Vendor,
     },
     wrap::{
@@ -76,6 +76,11 @@ impl Recording {
     /// Its record, if it has one.
     pub(super) fn hot(&self) -> Option<&Hot> {
         self.hot.as_deref().map(|hot| &**hot)
+    }
+
+    /// What changes with each exit and entry.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.hot().map(|(_, record, _)| record.mark())
     }
 }
 

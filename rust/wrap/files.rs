@@ -10,7 +10,7 @@ use super::{
 };
 use crate::raw;
 use core::ptr::NonNull;
-use kernel::{bindings, fs::LocalFile};
+use kernel::{bindings, fs::LocalFile, prelude::*, sync::aref::ARef};
 
 /// A task, and our reference to it.
 struct TaskRef(NonNull<bindings::task_struct>);
@@ -50,6 +50,12 @@ impl Drop for FileRef {
         // SAFETY: Our reference.
         unsafe { bindings::fput(self.0.as_ptr()) };
     }
+}
+
+/// The open file of a descriptor of the current task. `EBADF`.
+pub(crate) fn of_descriptor(descriptor: i32) -> Result<ARef<LocalFile>> {
+    let descriptor = u32::try_from(descriptor).map_err(|_| EBADF)?;
+    LocalFile::fget(descriptor).map_err(|_| EBADF)
 }
 
 /// The VM whose own file that is (not a vCPU's), which keeps it.

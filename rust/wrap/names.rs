@@ -4,14 +4,28 @@
 use crate::{pure::reason::Vendor, raw};
 use kernel::prelude::*;
 
-/// The name of an exit code, as KVM's trace events have it.
-pub(crate) fn exit(vendor: Vendor, code: u64) -> Option<&'static CStr> {
+/// Whose exit codes this processor gives.
+pub(crate) fn vendor() -> Vendor {
+    // SAFETY: Reads what is set at boot.
+    match unsafe { raw::kvmate_has_vmx() } {
+        true => Vendor::Vmx,
+        false => Vendor::Svm,
+    }
+}
+
+/// The exit codes that have a name, and that, as KVM's trace events have it.
+pub(crate) fn exits(vendor: Vendor) -> impl Iterator<Item = (u64, &'static CStr)> {
     let table = match vendor {
         Vendor::Svm => (&raw const raw::kvmate_svm_exits).cast(),
         Vendor::Vmx => (&raw const raw::kvmate_vmx_exits).cast(),
     };
     // SAFETY: One of the shim's tables.
     unsafe { names(table) }
+}
+
+/// The name of an exit code.
+pub(crate) fn exit(vendor: Vendor, code: u64) -> Option<&'static CStr> {
+    exits(vendor)
         .find(|&(value, _)| value == code)
         .map(|(_, name)| name)
 }

@@ -12,9 +12,10 @@ pub(crate) use crate::raw::{
     KVMATE_GMEM_SMALL as GMEM_SMALL,
 };
 pub(crate) use crate::raw::{
-    kvmate_info as Info, kvmate_irqfd as Irqfd, KVMATE_BIND_IRQFD as BIND_IRQFD,
-    KVMATE_FEATURE_EXITS as FEATURE_EXITS, KVMATE_FEATURE_KVM as FEATURE_KVM,
-    KVMATE_FEATURE_POKE as FEATURE_POKE, KVMATE_GET_INFO as GET_INFO,
+    kvmate_info as Info, kvmate_irqfd as Irqfd, kvmate_vm_stats as VmStats,
+    KVMATE_BIND_IRQFD as BIND_IRQFD, KVMATE_FEATURE_EXITS as FEATURE_EXITS,
+    KVMATE_FEATURE_KVM as FEATURE_KVM, KVMATE_FEATURE_POKE as FEATURE_POKE,
+    KVMATE_GET_INFO as GET_INFO, KVMATE_GET_VM_STATS as GET_VM_STATS,
     KVMATE_IRQFD_MSI as IRQFD_MSI, KVMATE_IRQFD_RESAMPLE as IRQFD_RESAMPLE,
     KVMATE_VERSION as VERSION,
 };
@@ -32,6 +33,8 @@ unsafe impl FromBytes for Gmem {}
 const _: () = assert!(size_of::<Gmem>() == 8 + 4 + 4 + 32 + 16);
 // SAFETY: Integers only, of which every bit pattern is one.
 unsafe impl FromBytes for Irqfd {}
+// SAFETY: As above.
+unsafe impl FromBytes for VmStats {}
 
 /// The vermagic text that this module was built with.
 pub(crate) fn vermagic() -> &'static CStr {

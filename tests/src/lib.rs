@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What kvmate's tests are written with: [`ktap`] says how a test reports, [`guest`] makes small
-//! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`] and
-//! [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
+//! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`],
+//! [`binary_stats`] and [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
 //! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races happen, [`gmem`] makes memory
 //! files and holds, watches and starves them.
 
 pub mod bench;
+pub mod binary_stats;
 pub mod delay;
 pub mod gmem;
 pub mod guest;

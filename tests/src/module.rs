@@ -15,6 +15,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+/// The parameters by which everything is recorded from load on.
+pub const EVERYTHING: &str = "times=1 msrs=1 faults=1 irqs=1";
+
 /// Where kvmate's files are.
 pub const DEBUGFS: &str = "/sys/kernel/debug/kvmate";
 

@@ -4,12 +4,18 @@
 
 use crate::{
     ensure_eq,
-    guest::irq::{msi, Chips, Guest, Running, Trigger},
+    guest::{
+        irq::{msi, Chips, Guest, Running, Trigger},
+        Vm,
+    },
     module::DEVICE,
     seen, storm,
 };
 use anyhow::{Context, Result};
-use kvmate_uapi::{kvmate_irqfd, KVMATE_BIND_IRQFD, KVMATE_IRQFD_MSI, KVMATE_IRQFD_RESAMPLE};
+use kvmate_uapi::{
+    kvmate_irqfd, kvmate_vm_stats, KVMATE_BIND_IRQFD, KVMATE_GET_VM_STATS, KVMATE_IRQFD_MSI,
+    KVMATE_IRQFD_RESAMPLE,
+};
 use nix::{errno::Errno, libc};
 use std::{
     collections::BTreeMap,
@@ -169,10 +175,34 @@ impl Device {
         Errno::result(fd).map(|fd| Binding(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// `KVMATE_GET_VM_STATS`, at any address.
+    pub fn stats_at(&self, argument: usize) -> nix::Result<File> {
+        // SAFETY: The kernel checks both.
+        let fd = unsafe { libc::ioctl(self.0.as_raw_fd(), KVMATE_GET_VM_STATS, argument) };
+        // SAFETY: A new descriptor of ours.
+        Errno::result(fd).map(|fd| unsafe { File::from_raw_fd(fd) })
+    }
+
+    /// `KVMATE_GET_VM_STATS` of the VM with that descriptor.
+    pub fn stats(&self, vm: RawFd) -> nix::Result<File> {
+        let asked = kvmate_vm_stats {
+            flags: 0,
+            vm_fd: vm,
+            reserved: [0; 3],
+        };
+        self.stats_at((&raw const asked).addr())
+    }
+
     /// `KVMATE_BIND_IRQFD`
     pub fn bind(&self, asked: kvmate_irqfd) -> nix::Result<Binding> {
         self.bind_at((&raw const asked).addr())
     }
+}
+
+/// `KVMATE_GET_VM_STATS` of a VM.
+pub fn stats_of(vm: &Vm) -> Result<File> {
+    let file = Device::open()?.stats(vm.fd.as_raw_fd());
+    file.context("KVMATE_GET_VM_STATS")
 }
 
 /// A line of a VM's table `bindings`, by the columns' names.

@@ -7,7 +7,13 @@ use crate::{
     table::{self, Row},
 };
 use anyhow::{ensure, Context, Result};
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use nix::{errno::Errno, libc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::PathBuf,
+};
 
 /// Exits by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +82,21 @@ impl Names {
             Program::Mmio => (self.mmio, self.out),
         }
     }
+}
+
+/// A VM's descriptor as a tool takes it from a running VMM.
+pub fn taken_from(vm: &str) -> Result<OwnedFd> {
+    let (process, descriptor) = vm.split_once('-').context("no name of a VM")?;
+    let (process, descriptor): (i32, i32) = (process.parse()?, descriptor.parse()?);
+    let own = |fd: i64| -> Result<OwnedFd> {
+        // SAFETY: A new descriptor of ours.
+        Ok(unsafe { OwnedFd::from_raw_fd(Errno::result(fd)? as i32) })
+    };
+    // SAFETY: Numbers only.
+    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
+    let process = process.as_raw_fd();
+    // SAFETY: As above.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, descriptor, 0) })
 }
 
 /// The folder of VMs' folders.

@@ -152,11 +152,45 @@ pub fn sum_of(lines: &[Parts]) -> Parts {
     })
 }
 
+/// The columns of a table `faults`.
+pub const FAULTS: &str = "kind which count error";
+
+/// A line of a table `faults`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// `class`, `memslot` or `range`.
+    pub kind: String,
+    /// Which one.
+    pub which: String,
+    /// How many.
+    pub count: u64,
+    /// How many of them may be others.
+    pub error: u64,
+}
+
+/// A table `faults`.
+pub fn faults(text: &str) -> Result<Vec<Fault>> {
+    body(text, FAULTS)?
+        .map(|line| {
+            let words: Vec<_> = line.split(' ').collect();
+            let [kind, which, count, error] = words[..] else {
+                anyhow::bail!("not four columns: {line}");
+            };
+            Ok(Fault {
+                kind: kind.into(),
+                which: which.into(),
+                count: count.parse()?,
+                error: error.parse()?,
+            })
+        })
+        .collect()
+}
+
 /// The columns of a table `vcpus`.
 pub const VCPUS: &str = "vcpu task state last_exit ago_ns rip requests vm";
 
 /// A line of a table `vcpus`, as it stands there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vcpu {
     /// The number user space gave it.
     pub vcpu: u32,

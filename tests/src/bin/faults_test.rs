@@ -14,6 +14,7 @@ use kvmate_tests::{
     module::{self, Kvmate},
     oracle::name_of,
     seen, storm,
+    table::{self, Fault},
 };
 use std::process::ExitCode;
 
@@ -36,39 +37,16 @@ const NOTHING: &[u8] = &[0xe6, steps::DONE];
 
 const PAGE: u64 = 0x1000;
 
-/// A line of `faults`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
-    kind: String,
-    which: String,
-    count: u64,
-    error: u64,
-}
-
 /// A table `faults`.
-struct Table(Vec<Line>);
+struct Table(Vec<Fault>);
 
 impl Table {
     fn read(kvmate: &Kvmate, path: &str) -> Result<Self> {
         let text = kvmate.read(&format!("vms/{path}/faults"))?;
-        let mut lines = text.lines();
-        ensure_eq!(lines.next(), Some("kind which count error"), "columns");
-        let lines = lines.map(|line| {
-            let words: Vec<_> = line.split(' ').collect();
-            let [kind, which, count, error] = words[..] else {
-                anyhow::bail!("not four columns: {line}");
-            };
-            Ok(Line {
-                kind: kind.into(),
-                which: which.into(),
-                count: count.parse()?,
-                error: error.parse()?,
-            })
-        });
-        Ok(Self(lines.collect::<Result<_>>()?))
+        Ok(Self(table::faults(&text)?))
     }
 
-    fn of(&self, kind: &str) -> impl Iterator<Item = &Line> + use<'_> {
+    fn of(&self, kind: &str) -> impl Iterator<Item = &Fault> + use<'_> {
         let kind = kind.to_owned();
         self.0.iter().filter(move |line| line.kind == kind)
     }
@@ -373,7 +351,7 @@ fn hostile() -> Result<()> {
         "{together} of {all} faults in the ranges shown"
     );
     for line in &shown {
-        let Line { count, error, .. } = line;
+        let Fault { count, error, .. } = line;
         ensure!(error <= &(all / 64) && error <= count, "of {all}: {line:?}");
         let start = u64::from_str_radix(line.which.trim_start_matches("0x"), 16)?;
         let truth = match start {

@@ -15,10 +15,10 @@ use kvmate_tests::{
     storm::{self, Vmm},
     traced::Traced,
 };
-use nix::{errno::Errno, libc};
+use nix::errno::Errno;
 use std::{
     fs,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::AsRawFd,
     process::ExitCode,
     sync::{Arc, Mutex},
     thread,
@@ -219,21 +219,6 @@ fn closed_at_an_eoi() -> Result<()> {
     kvmate.unload()
 }
 
-/// The VM's descriptor as a tool takes it from a running VMM.
-fn taken_from(name: &str) -> Result<OwnedFd> {
-    let (process, descriptor) = name.split_once('-').context("no name of a VM")?;
-    let (process, descriptor): (i32, i32) = (process.parse()?, descriptor.parse()?);
-    let own = |fd: i64| -> Result<OwnedFd> {
-        // SAFETY: A new descriptor of ours.
-        Ok(unsafe { OwnedFd::from_raw_fd(Errno::result(fd)? as i32) })
-    };
-    // SAFETY: Numbers only.
-    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
-    let process = process.as_raw_fd();
-    // SAFETY: As above.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, descriptor, 0) })
-}
-
 /// A VMM of which a tool took the VMs is killed while they are signalled.
 fn vmm_is_killed() -> Result<()> {
     let kvmate = Kvmate::load("")?;
@@ -244,7 +229,9 @@ fn vmm_is_killed() -> Result<()> {
         let mut bindings = Vec::new();
         for name in seen::names_of_vms()? {
             // VMs of this VMM come and go.
-            let Ok(vm) = taken_from(&name) else { continue };
+            let Ok(vm) = seen::taken_from(&name) else {
+                continue;
+            };
             for gsi in [PIN, MSI] {
                 let eventfd = eventfd()?;
                 let asked = poke::gsi(vm.as_raw_fd(), eventfd.as_raw_fd(), gsi);

@@ -199,6 +199,20 @@ pub fn run(vcpu: &mut VcpuFd, mut user: impl FnMut()) -> Result<()> {
     }
 }
 
+/// A VM at rest, whose vCPUs have all gone through these steps once.
+pub fn at_rest(count: usize, steps: &[Step]) -> Result<(Vm, Vec<VcpuFd>)> {
+    let vm = Vm::new(MEMORY, false)?;
+    let mut vcpus = Vec::new();
+    for id in 0..count {
+        load(&vm, id, steps);
+        let mut vcpu = vm.vcpu(id as u64)?;
+        start(&vcpu, id)?;
+        run(&mut vcpu, || ())?;
+        vcpus.push(vcpu);
+    }
+    Ok((vm, vcpus))
+}
+
 /// How many faults all vCPUs of the VM have taken.
 pub fn faults(vm: &Vm) -> u64 {
     vm.memory.word(FAULTS)
