@@ -6,6 +6,7 @@
 #include <linux/kvm_host.h>
 #include <linux/magic.h>
 #include <linux/sched.h>
+#include <linux/sched/task.h>
 #include <linux/trace_events.h>
 #include <asm/svm.h>
 #include <asm/vmx.h>
@@ -101,22 +102,36 @@ bool kvmate_vm_apicv(struct kvm *kvm)
 	return !READ_ONCE(kvm->arch.apicv_inhibit_reasons);
 }
 
-/* The task that last ran the vCPU: its number, or 0; and its name in "comm". */
-int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN])
+/* What waits to get into the guest, as far as it is not the LAPIC's alone: that is private to KVM. */
+void kvmate_vcpu_pending(struct kvm_vcpu *vcpu, struct kvmate_vcpu_pending *pending)
+{
+	struct kvm_vcpu_arch *arch = &vcpu->arch;
+
+	pending->mp_state = READ_ONCE(arch->mp_state);
+	pending->interrupt = READ_ONCE(arch->interrupt.injected) ?
+			     READ_ONCE(arch->interrupt.nr) : -1;
+	pending->exception = READ_ONCE(arch->exception.pending) ||
+			     READ_ONCE(arch->exception.injected) ?
+			     READ_ONCE(arch->exception.vector) : -1;
+	pending->nmis = READ_ONCE(arch->nmi_pending) + READ_ONCE(arch->nmi_injected) +
+			atomic_read(&arch->nmi_queued);
+	pending->smi = READ_ONCE(arch->smi_pending);
+	pending->unhalted = READ_ONCE(arch->pv.pv_unhalted);
+}
+
+/* The task that last ran the vCPU, and a reference to it; NULL: none did, or it has ended. */
+struct task_struct *kvmate_vcpu_task(struct kvm_vcpu *vcpu)
 {
 	struct task_struct *task;
-	int number = 0;
 
 	rcu_read_lock();
 	read_lock(&vcpu->pid_lock);
 	task = pid_task(vcpu->pid, PIDTYPE_PID);
 	read_unlock(&vcpu->pid_lock);
-	if (task) {
-		number = task_pid_nr(task);
-		strscpy(comm, task->comm, TASK_COMM_LEN);
-	}
+	if (task)
+		get_task_struct(task);
 	rcu_read_unlock();
-	return number;
+	return task;
 }
 
 /* The task that last ran the vCPU, and the current one: addresses to compare. */

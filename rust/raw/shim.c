@@ -149,6 +149,28 @@ int kvmate_eventfd_wait(struct file *file, struct eventfd_ctx *context, wait_que
 	return 0;
 }
 
+int kvmate_task_number(struct task_struct *task)
+{
+	return task_pid_nr(task);
+}
+
+void kvmate_task_comm(struct task_struct *task, char comm[TASK_COMM_LEN])
+{
+	strscpy_pad(comm, task->comm, TASK_COMM_LEN);
+}
+
+void kvmate_task_see(struct task_struct *task, struct kvmate_task_seen *seen)
+{
+	seen->state = task_state_to_char(task);
+	seen->on_cpu = READ_ONCE(task->on_cpu);
+	seen->switches = READ_ONCE(task->nvcsw) + READ_ONCE(task->nivcsw);
+}
+
+size_t kvmate_symbol(char *text, size_t size, unsigned long address)
+{
+	return scnprintf(text, size, "%pB", (void *)address);
+}
+
 void kvmate_preempt_disable(void)
 {
 	preempt_disable();

@@ -69,6 +69,18 @@ struct task_struct *kvmate_next_task(int *from);
 /* Whether it has its leader's files, so that looking at those of the leader is enough. */
 bool kvmate_task_shares_files(struct task_struct *task);
 
+int kvmate_task_number(struct task_struct *task);
+void kvmate_task_comm(struct task_struct *task, char comm[TASK_COMM_LEN]);
+struct kvmate_task_seen {
+	char state;
+	bool on_cpu;
+	unsigned long switches;
+};
+
+void kvmate_task_see(struct task_struct *task, struct kvmate_task_seen *seen);
+/* The function that an address is in, cut to what fits. */
+size_t kvmate_symbol(char *text, size_t size, unsigned long address);
+
 void kvmate_preempt_disable(void);
 void kvmate_preempt_enable(void);
 /* How long the current task has waited for a CPU, in nanoseconds. */
@@ -80,6 +92,16 @@ struct kvmate_vcpu_sample {
 	bool in_guest;
 	bool blocking;
 	bool in_kernel;
+};
+
+/* Vectors are -1 where there is none. */
+struct kvmate_vcpu_pending {
+	int mp_state;
+	int interrupt;
+	int exception;
+	unsigned int nmis;
+	bool smi;
+	bool unhalted;
 };
 
 struct kvmate_name {
@@ -100,7 +122,8 @@ bool kvmate_vcpu_hidden(struct kvm_vcpu *vcpu);
 void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample);
 int kvmate_vcpu_memslot(struct kvm_vcpu *vcpu, u64 gfn);
 bool kvmate_vm_apicv(struct kvm *kvm);
-int kvmate_vcpu_task(struct kvm_vcpu *vcpu, char comm[TASK_COMM_LEN]);
+void kvmate_vcpu_pending(struct kvm_vcpu *vcpu, struct kvmate_vcpu_pending *pending);
+struct task_struct *kvmate_vcpu_task(struct kvm_vcpu *vcpu);
 size_t kvmate_vm_name(struct kvm *kvm, char *name, size_t size);
 const char *kvmate_vm_stats_id(struct kvm *kvm);
 bool kvmate_vm_bugged(struct kvm *kvm);

@@ -4,6 +4,7 @@
 use super::{
     exits, faults, irqs, msrs,
     registry::Registry,
+    snapshot::Snapshot,
     times,
     vcpus::Vcpus,
     vm::{Vcpu, Vm},
@@ -22,7 +23,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 14],
+    _files: [File; 15],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -69,8 +70,10 @@ impl Folder {
         let msrs = Arc::new(msrs::OfVm(vm.clone()), GFP_KERNEL)?;
         let faults = Arc::new(faults::OfVm(vm.clone()), GFP_KERNEL)?;
         let irqs = Arc::new(irqs::OfVm(vm.clone()), GFP_KERNEL)?;
+        let snapshot = Arc::new(Snapshot(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
+                File::table(c"snapshot", &dir, snapshot)?,
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::table(c"times", &dir, times)?,

@@ -9,7 +9,8 @@
 //!   page faults and interrupts.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
 //! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables, what they are made
-//!   of together a [`reading`]; [`stats`] is the same as numbers, by descriptor.
+//!   of together a [`reading`]; [`stats`] is the same as numbers, by descriptor,
+//!   and [`snapshot`] all of it in one text.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
@@ -51,6 +52,7 @@ mod layouts;
 mod msrs;
 mod reading;
 mod registry;
+mod snapshot;
 mod stats;
 mod times;
 mod vcpus;

@@ -6,7 +6,12 @@
 //! when that has ended all reading is refused, and what is kept is little. Context: the reader's, which
 //! may sleep; locks as in [`super::reading`]. Nothing of it is shared by readers but what never changes.
 
-use super::{folder, reading::Reading, vm::Vm, Watch};
+use super::{
+    folder,
+    reading::{Reading, Taken},
+    vm::Vm,
+    Watch,
+};
 use crate::{
     pure::{
         cycles,
@@ -62,7 +67,7 @@ impl Stats {
 
     /// The data now.
     fn data(&self) -> Result<KVec<u8>> {
-        let reading = Reading::of(&self.vm)?;
+        let reading = Reading::of(&self.vm, &Taken::of(&self.vm)?)?;
         let khz = tsc::khz();
         let (mut values, mut histogram) = (values(&reading, khz), Histogram::EMPTY);
         let mut by_reason = KVec::from_elem(0, self.reasons.len(), GFP_KERNEL)?;

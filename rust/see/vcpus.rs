@@ -9,11 +9,13 @@ use super::{
     vm::{Vcpu, Vm},
 };
 use crate::{
-    pure::cycles,
+    pure::{cycles, exits::Last, reason::Vendor},
     wrap::{
         debugfs::Table,
-        kvm::{Sample, VcpuTask},
-        names, tsc,
+        kvm::{Pending, Sample},
+        names,
+        task::TaskRef,
+        tsc,
     },
 };
 use kernel::{
@@ -53,69 +55,110 @@ impl fmt::Display for Requests {
     }
 }
 
-/// A task: its number and name, in which what would break a table's columns is `_`.
-struct Task(Option<VcpuTask>);
+/// A task as it was when it was looked at: its number and name, in which what would break a table's
+/// columns is `_`.
+pub(super) struct Task(Option<(i32, [u8; 16])>);
+
+impl Task {
+    fn of(task: Option<&TaskRef>) -> Self {
+        // Without a number it has ended.
+        let told = task.map(|task| (task.number(), task.comm()));
+        Self(told.filter(|&(number, _)| number != 0))
+    }
+}
 
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(task) = &self.0 else {
+        let Some((number, comm)) = &self.0 else {
             return f.write_char('-');
         };
-        write!(f, "{}:", task.pid)?;
-        task.comm().iter().try_for_each(|&byte| {
-            f.write_char(if byte.is_ascii_graphic() {
-                byte.into()
-            } else {
-                '_'
+        write!(f, "{number}:")?;
+        comm.iter()
+            .take_while(|&&byte| byte != 0)
+            .try_for_each(|&byte| {
+                f.write_char(if byte.is_ascii_graphic() {
+                    byte.into()
+                } else {
+                    '_'
+                })
             })
-        })
     }
 }
 
-/// `vms/*/vcpus`
-pub(super) struct Vcpus(pub(super) Arc<Vm>);
-
-impl Table for Vcpus {
-    fn show(&self, out: &SeqFile) -> Result {
-        seq_print!(out, "vcpu task state last_exit ago_ns rip requests vm\n");
-        for vcpu in &self.0.vcpus()? {
-            self.line(out, vcpu);
-        }
-        Ok(())
-    }
+/// What a vCPU was doing when it was looked at: a line of the table.
+pub(super) struct Seen {
+    pub(super) number: i32,
+    pub(super) task: Task,
+    pub(super) runner: Option<TaskRef>,
+    pub(super) pending: Pending,
+    sample: Sample,
+    vm: &'static str,
+    last: Option<(Vendor, Last)>,
+    now: u64,
 }
 
-impl Vcpus {
-    fn line(&self, out: &SeqFile, vcpu: &Vcpu) {
-        let gate = &self.0.gate;
+impl Seen {
+    /// Look at it. `None`: the VM has ended.
+    pub(super) fn of(vm: &Vm, vcpu: &Vcpu) -> Option<Self> {
+        let number = vcpu.number;
         // With interrupts off, so that all of it is of one moment.
-        let sampled = gate.enter_irq_off(|vm| {
+        let sampled = vm.gate.enter_irq_off(|vm| {
             let flags = match (vm.bugged(), vm.dead()) {
                 (true, true) => "bugged,dead",
                 (true, false) => "bugged",
                 (false, true) => "dead",
                 (false, false) => "-",
             };
-            vm.vcpu(vcpu.number)
-                .map(|vcpu| (vcpu.sample(), flags, tsc::now()))
+            let vcpu = vm.vcpu(number)?;
+            Some((vcpu.sample(), vcpu.pending(), flags, tsc::now()))
         });
-        let Some((sample, flags, now)) = sampled.flatten() else {
-            return;
-        };
-        let task = gate.enter(|vm| vm.vcpu(vcpu.number).and_then(|vcpu| vcpu.task()));
-        let (number, state) = (vcpu.number, state(&sample));
-        let (task, requests) = (Task(task.flatten()), Requests(sample.requests));
-        match vcpu.last() {
-            Some((vendor, last)) => {
-                let reason = exits::name(vendor, last.reason);
-                let ago = cycles::to_ns(now.saturating_sub(last.since), tsc::khz());
-                let rip = last.rip;
-                seq_print!(
-                    out,
-                    "{number} {task} {state} {reason} {ago} {rip:#x} {requests} {flags}\n"
-                );
+        let (sample, pending, flags, now) = sampled.flatten()?;
+        let runner = vm.gate.enter(|vm| vm.vcpu(number)?.task()).flatten();
+        Some(Self {
+            number,
+            task: Task::of(runner.as_ref()),
+            runner,
+            pending,
+            sample,
+            vm: flags,
+            last: vcpu.last(),
+            now,
+        })
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.number)?;
+        fmt::Display::fmt(&self.task, f)?;
+        write!(f, " {} ", state(&self.sample))?;
+        match self.last {
+            Some((vendor, Last { reason, since, rip })) => {
+                fmt::Display::fmt(&exits::name(vendor, reason), f)?;
+                let ago = cycles::to_ns(self.now.saturating_sub(since), tsc::khz());
+                write!(f, " {ago} {rip:#x} ")?;
             }
-            None => seq_print!(out, "{number} {task} {state} - - - {requests} {flags}\n"),
+            None => f.write_str("- - - ")?,
         }
+        fmt::Display::fmt(&Requests(self.sample.requests), f)?;
+        write!(f, " {}", self.vm)
+    }
+}
+
+/// The header of the table's lines.
+pub(super) const COLUMNS: &str = "vcpu task state last_exit ago_ns rip requests vm";
+
+/// `vms/*/vcpus`
+pub(super) struct Vcpus(pub(super) Arc<Vm>);
+
+impl Table for Vcpus {
+    fn show(&self, out: &SeqFile) -> Result {
+        seq_print!(out, "{COLUMNS}\n");
+        for vcpu in &self.0.vcpus()? {
+            if let Some(seen) = Seen::of(&self.0, vcpu) {
+                seq_print!(out, "{seen}\n");
+            }
+        }
+        Ok(())
     }
 }

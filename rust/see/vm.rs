@@ -73,6 +73,15 @@ pub(super) struct Recording {
 }
 
 impl Recording {
+    /// Those of some vCPUs.
+    pub(super) fn all_of(vcpus: &[Arc<Vcpu>]) -> Result<KVVec<Self>> {
+        let mut all = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
+        for vcpu in vcpus {
+            all.push(vcpu.recording(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
     /// Its record, if it has one.
     pub(super) fn hot(&self) -> Option<&Hot> {
         self.hot.as_deref().map(|hot| &**hot)
@@ -172,12 +181,7 @@ impl Vm {
 
     /// What is recorded of each of them.
     pub(super) fn recordings(&self) -> Result<KVVec<Recording>> {
-        let vcpus = self.vcpus()?;
-        let mut all = KVVec::with_capacity(vcpus.len(), GFP_KERNEL)?;
-        for vcpu in &vcpus {
-            all.push(vcpu.recording(), GFP_KERNEL)?;
-        }
-        Ok(all)
+        Recording::all_of(&self.vcpus()?)
     }
 }
 

@@ -28,6 +28,10 @@ use kernel::{
 pub(crate) trait Table: Send + Sync + 'static {
     /// Write the whole text, or fail the read. May sleep.
     fn show(&self, out: &SeqFile) -> Result;
+    /// How much room the text needs, if more than a page: what does not fit is made again.
+    fn room(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// A number in a file (0644): read as `"%llu\n"`, written in any base `kstrtoull()` knows.
@@ -216,8 +220,14 @@ impl<T: Table> TableOperations<T> {
     ) -> c_int {
         // SAFETY: The inode is there; debugfs put the file's data into `i_private`.
         let data = unsafe { (*inode).i_private };
-        // SAFETY: `file` is being opened, and `show` gets back the data it is made for.
-        unsafe { bindings::single_open(file, Some(Self::show), data) }
+        // SAFETY: A `T` that its `File` keeps until the file is removed, which waits for this call.
+        let room = unsafe { &*data.cast::<T>() }.room();
+        match room {
+            // SAFETY: `file` is being opened, and `show` gets back the data it is made for.
+            None => unsafe { bindings::single_open(file, Some(Self::show), data) },
+            // SAFETY: As above.
+            Some(room) => unsafe { bindings::single_open_size(file, Some(Self::show), data, room) },
+        }
     }
 
     /// # Safety

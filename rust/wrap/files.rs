@@ -7,38 +7,31 @@
 use super::{
     eventfd::{EventFd, EventFdId},
     kvm::LiveVm,
+    task::TaskRef,
 };
 use crate::raw;
 use core::ptr::NonNull;
 use kernel::{bindings, fs::LocalFile, prelude::*, sync::aref::ARef};
 
-/// A task, and our reference to it.
-struct TaskRef(NonNull<bindings::task_struct>);
-
 impl TaskRef {
     /// The task with the number `from` or the next one; `from` becomes its number.
     fn at_or_after(from: &mut i32) -> Option<Self> {
         // SAFETY: No condition; gives a reference.
-        NonNull::new(unsafe { raw::kvmate_next_task(from) }).map(Self)
+        let task = NonNull::new(unsafe { raw::kvmate_next_task(from) })?;
+        // SAFETY: That task, and the reference.
+        Some(unsafe { Self::from_raw(task) })
     }
 
     /// Whether its files are those of its group's leader.
     fn shares_files(&self) -> bool {
         // SAFETY: A task that our reference keeps.
-        unsafe { raw::kvmate_task_shares_files(self.0.as_ptr()) }
+        unsafe { raw::kvmate_task_shares_files(self.as_ptr()) }
     }
 
     /// The open file with the number `fd` or the next one; `fd` becomes its number.
     fn file_at_or_after(&self, fd: &mut u32) -> Option<FileRef> {
         // SAFETY: A task that our reference keeps; gives a reference to a file.
-        NonNull::new(unsafe { bindings::fget_task_next(self.0.as_ptr(), fd) }).map(FileRef)
-    }
-}
-
-impl Drop for TaskRef {
-    fn drop(&mut self) {
-        // SAFETY: Our reference.
-        unsafe { bindings::put_task_struct(self.0.as_ptr()) };
+        NonNull::new(unsafe { bindings::fget_task_next(self.as_ptr(), fd) }).map(FileRef)
     }
 }
 

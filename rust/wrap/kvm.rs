@@ -18,6 +18,7 @@
 //!
 //! C header: [`include/linux/kvm_host.h`](srctree/include/linux/kvm_host.h)
 
+use super::task::TaskRef;
 use crate::raw;
 use core::{marker::PhantomData, num::NonZero, ptr::NonNull};
 use kernel::{ffi::c_void, prelude::*, task::Task};
@@ -105,19 +106,20 @@ pub(crate) struct Sample {
     pub(crate) in_kernel: bool,
 }
 
-/// The task that last ran a vCPU.
-pub(crate) struct VcpuTask {
-    /// Its number in the first pid name space.
-    pub(crate) pid: i32,
-    comm: [u8; 16],
-}
-
-impl VcpuTask {
-    /// Its name.
-    pub(crate) fn comm(&self) -> &[u8] {
-        let end = self.comm.iter().position(|&b| b == 0);
-        self.comm.get(..end.unwrap_or(16)).unwrap_or_default()
-    }
+/// What waits to get into a guest, as far as KVM tells.
+pub(crate) struct Pending {
+    /// `KVM_MP_STATE_*`
+    pub(crate) mp_state: i32,
+    /// The vector of an interrupt that KVM has taken from its chips and is putting in.
+    pub(crate) interrupt: Option<u8>,
+    /// The vector of an exception.
+    pub(crate) exception: Option<u8>,
+    /// How many NMIs.
+    pub(crate) nmis: u32,
+    /// An SMI.
+    pub(crate) smi: bool,
+    /// A wake-up by another vCPU (`KVM_HC_KICK_CPU`).
+    pub(crate) unhalted: bool,
 }
 
 impl<'a> LiveVm<'a> {
@@ -277,11 +279,27 @@ impl<'a> LiveVcpu<'a> {
         }
     }
 
-    /// Who runs it. Takes a plain lock of KVM's: not with interrupts off.
-    pub(crate) fn task(self) -> Option<VcpuTask> {
-        let mut comm = [0; 16];
-        // SAFETY: A live vCPU (type invariant); the name has `TASK_COMM_LEN` bytes.
-        let pid = unsafe { raw::kvmate_vcpu_task(self.0.as_ptr(), comm.as_mut_ptr().cast()) };
-        (pid != 0).then_some(VcpuTask { pid, comm })
+    /// What waits to get in.
+    pub(crate) fn pending(self) -> Pending {
+        let mut pending = raw::kvmate_vcpu_pending::default();
+        // SAFETY: A live vCPU (type invariant).
+        unsafe { raw::kvmate_vcpu_pending(self.0.as_ptr(), &mut pending) };
+        Pending {
+            mp_state: pending.mp_state,
+            interrupt: u8::try_from(pending.interrupt).ok(),
+            exception: u8::try_from(pending.exception).ok(),
+            nmis: pending.nmis,
+            smi: pending.smi,
+            unhalted: pending.unhalted,
+        }
+    }
+
+    /// The task that last ran it, if that is there still. Takes a plain lock of KVM's: not with
+    /// interrupts off.
+    pub(crate) fn task(self) -> Option<TaskRef> {
+        // SAFETY: A live vCPU (type invariant); gives a reference.
+        let task = NonNull::new(unsafe { raw::kvmate_vcpu_task(self.0.as_ptr()) })?;
+        // SAFETY: That task, and the reference.
+        Some(unsafe { TaskRef::from_raw(task) })
     }
 }

@@ -36,6 +36,7 @@ pub(crate) mod probes;
 pub(crate) mod signal;
 pub(crate) mod slot;
 pub(crate) mod sysfs;
+pub(crate) mod task;
 pub(crate) mod task_work;
 pub(crate) mod tsc;
 pub(crate) mod uabi;

@@ -38,6 +38,19 @@ pub(crate) fn msr(index: u32) -> Option<&'static CStr> {
         .map(|(_, name)| name)
 }
 
+/// The name of a `KVM_MP_STATE_*`, of those that x86 has.
+pub(crate) fn mp_state(number: i32) -> Option<&'static str> {
+    Some(match u32::try_from(number).ok()? {
+        raw::KVM_MP_STATE_RUNNABLE => "runnable",
+        raw::KVM_MP_STATE_UNINITIALIZED => "uninitialized",
+        raw::KVM_MP_STATE_INIT_RECEIVED => "init_received",
+        raw::KVM_MP_STATE_HALTED => "halted",
+        raw::KVM_MP_STATE_SIPI_RECEIVED => "sipi_received",
+        raw::KVM_MP_STATE_AP_RESET_HOLD => "ap_reset_hold",
+        _ => return None,
+    })
+}
+
 /// The name of a bit of `vcpu->requests`, as `KVM_REQ_*`.
 pub(crate) fn request(bit: u32) -> Option<&'static CStr> {
     // SAFETY: No condition.

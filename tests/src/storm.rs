@@ -7,6 +7,7 @@ use crate::{
     guest::{self, real, real::Program, Vm},
     module::{self, Kvmate, Stop, DEBUGFS},
     seen::{self, Past},
+    snapshot::Snapshot,
     stats::Stats,
 };
 use anyhow::{bail, ensure, Context, Result};
@@ -317,6 +318,7 @@ pub fn read_everything(stop: &Stop) -> Result<u64> {
                 "msrs",
                 "faults",
                 "irqs",
+                "snapshot",
             ] {
                 let Some(text) = read_fleeting(&folder.join(file))? else {
                     continue;
@@ -325,6 +327,7 @@ pub fn read_everything(stop: &Stop) -> Result<u64> {
                 match file {
                     "vcpus" => drop(vcpu_lines(&text)?),
                     "exits" | "vcpu0/exits" => drop(seen::parse_exits(&text)?),
+                    "snapshot" => drop(Snapshot::parse(&text)?),
                     _ => columns_agree(&text).with_context(|| file.to_owned())?,
                 }
             }

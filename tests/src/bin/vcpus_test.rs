@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The table `vcpus`: what each vCPU is doing, for guests of which the test knows just that.
 
-use anyhow::{bail, ensure, Context, Result};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use anyhow::{ensure, Result};
 use kvmate_tests::{
     ensure_eq,
     guest::{
@@ -10,25 +9,16 @@ use kvmate_tests::{
         userfault::Missing,
         Vm,
     },
+    hung::{self, hex, named, running, vm_of, User, Vmm},
     ktap,
-    module::{is_loaded, Kvmate, Stop},
+    module::Kvmate,
     oracle::name_of,
     table::{self, Vcpu},
     tsc::{self, Rate},
 };
-use nix::{
-    libc,
-    sys::{
-        pthread::{pthread_kill, pthread_self},
-        signal::{kill, sigaction, SaFlags, SigAction, SigHandler, SigSet, Signal},
-    },
-    unistd::{gettid, Pid},
-};
+use nix::libc;
 use std::{
-    fs,
-    io::{BufRead, BufReader, Write},
-    process::{Child, Command, ExitCode, Stdio},
-    sync::mpsc::channel,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -36,10 +26,8 @@ use std::{
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     if let [option, what] = &arguments[..] {
-        if option == "--vmm" {
-            let error = vmm(what).expect_err("a VMM never ends by itself");
-            eprintln!("# VMM: {error:#}");
-            return ExitCode::FAILURE;
+        if option == hung::VMM {
+            return hung::vmm(what);
         }
     }
     ktap::main(&[
@@ -54,14 +42,6 @@ fn main() -> ExitCode {
         ("vmm_stopped", vmm_stopped),
         ("halted_before_load", halted_before_load),
     ])
-}
-
-fn named(svm: &'static str, vmx: &'static str) -> &'static str {
-    if is_loaded("kvm_intel") {
-        vmx
-    } else {
-        svm
-    }
 }
 
 fn read(kvmate: &Kvmate, vm: &str) -> Result<Vec<Vcpu>> {
@@ -111,73 +91,6 @@ fn asked(line: &Vcpu) -> Vec<&str> {
 }
 
 const NOTHING: [&str; 0] = [];
-
-fn hex(address: usize) -> String {
-    format!("{address:#x}")
-}
-
-/// A VM with a vCPU that does these steps.
-fn vm_of(what: &[Step], irqchip: bool, interrupts: bool) -> Result<(Vm, VcpuFd)> {
-    let vm = Vm::new(steps::MEMORY, irqchip)?;
-    steps::load(&vm, 0, what);
-    let vcpu = vm.vcpu(0)?;
-    steps::start_with(&vcpu, 0, interrupts)?;
-    Ok((vm, vcpu))
-}
-
-/// What a vCPU's thread does when the guest wants something of user space.
-#[derive(Clone, Copy, PartialEq)]
-enum User {
-    Wait,
-    GoOn,
-}
-
-const NAME: &str = "kvm vcpu";
-
-/// Run the vCPU on a thread of its own while `watch`, which is told its task, looks.
-fn running<R>(vcpu: &mut VcpuFd, user: User, watch: impl FnOnce(&str) -> Result<R>) -> Result<R> {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = SigAction::new(
-        SigHandler::Handler(nothing),
-        SaFlags::empty(),
-        SigSet::empty(),
-    );
-    // SAFETY: The handler does nothing.
-    unsafe { sigaction(Signal::SIGUSR1, &action) }?;
-    let stop = Stop::default();
-    let mut run = || -> Result<()> {
-        while !stop.asked() {
-            match vcpu.run() {
-                Ok(VcpuExit::IoOut(..) | VcpuExit::Hlt) => {
-                    while user == User::Wait && !stop.asked() {
-                        thread::sleep(Duration::from_millis(2));
-                    }
-                }
-                Ok(other) => bail!("unexpected exit to user space: {other:?}"),
-                Err(error) if error.errno() == libc::EINTR => {}
-                Err(error) => return Err(error).context("KVM_RUN"),
-            }
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let (tell, told) = channel();
-        let builder = thread::Builder::new().name(NAME.into());
-        let runner = builder.spawn_scoped(scope, move || {
-            tell.send((gettid(), pthread_self()))?;
-            run()
-        })?;
-        let (thread, handle) = told.recv()?;
-        let seen = watch(&format!("{thread}:{}", NAME.replace(' ', "_")));
-        stop.ask();
-        while !runner.is_finished() {
-            pthread_kill(handle, Signal::SIGUSR1)?;
-            thread::sleep(Duration::from_millis(2));
-        }
-        runner.join().expect("the vCPU's thread")?;
-        seen
-    })
-}
 
 fn never_run() -> Result<()> {
     let kvmate = Kvmate::load("")?;
@@ -425,84 +338,6 @@ fn dead() -> Result<()> {
     kvmate.unload()
 }
 
-/// A VMM of its own: makes a VM, tells its name, runs it.
-fn vmm(what: &str) -> Result<()> {
-    let (what, irqchip, interrupts): (&[Step], _, _) = match what {
-        "spin" => (&[Step::Spin], false, true),
-        "halt" => (&[Step::Halt(1)], true, false),
-        "out" => (&[Step::Out(1)], false, false),
-        _ => bail!("no such VMM: {what}"),
-    };
-    let (vm, mut vcpu) = vm_of(what, irqchip, interrupts)?;
-    println!("{}", name_of(&vm.fd));
-    std::io::stdout().flush()?;
-    loop {
-        match vcpu.run() {
-            Ok(VcpuExit::IoOut(..)) => thread::sleep(Duration::from_secs(600)),
-            Ok(other) => bail!("unexpected exit to user space: {other:?}"),
-            Err(error) if error.errno() == libc::EINTR => {}
-            Err(error) => return Err(error).context("KVM_RUN"),
-        }
-    }
-}
-
-/// Such a VMM's process; dropping it kills.
-struct Vmm {
-    child: Child,
-    /// Its VM's folder.
-    name: String,
-}
-
-impl Vmm {
-    fn new(what: &str) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command
-            .args(["--vmm", what])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = child.stdout.take().context("no pipe")?;
-        let mut vmm = Self {
-            child,
-            name: String::new(),
-        };
-        BufReader::new(output).read_line(&mut vmm.name)?;
-        vmm.name.truncate(vmm.name.trim_end().len());
-        ensure!(!vmm.name.is_empty(), "the VMM tells no name");
-        Ok(vmm)
-    }
-
-    /// Stop it, and wait until it stands.
-    fn stop(&self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGSTOP)?;
-        let began = Instant::now();
-        loop {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-            if stat
-                .rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('T'))
-            {
-                return Ok(());
-            }
-            ensure!(
-                began.elapsed() < Duration::from_secs(20),
-                "does not stop: {stat}"
-            );
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn task(&self) -> String {
-        format!("{}:vcpus_test", self.child.id())
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let killed = self.child.kill().and_then(|()| self.child.wait());
-        killed.expect("our own child can be killed");
-    }
-}
-
 /// A VMM that is stopped, wherever its guest is, and the table answers.
 fn vmm_stopped() -> Result<()> {
     let kvmate = Kvmate::load("")?;
@@ -546,21 +381,7 @@ fn halted_before_load() -> Result<()> {
     let idle = Vmm::new("out")?;
     // Asleep: in the kernel for the halt, or after the write.
     for vmm in [&vmm, &idle] {
-        let began = Instant::now();
-        loop {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", vmm.child.id()))?;
-            if stat
-                .rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with('S'))
-            {
-                break;
-            }
-            ensure!(
-                began.elapsed() < Duration::from_secs(20),
-                "never sleeps: {stat}"
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
+        vmm.until('S')?;
     }
     let kvmate = Kvmate::load("")?;
     for (vmm, state) in [(&vmm, "halted"), (&idle, "user")] {
