@@ -241,7 +241,9 @@ fn older_in_flight() -> Result<()> {
     ensure_eq!(early?, BTreeSet::new(), "VMs that no task has");
     ensure_eq!(guest::run(&mut vcpu, None)?, 300, "port writes");
     until("it is shown", || {
-        Ok(vcpus(&name).is_ok_and(|v| v == ["vcpu0"]))
+        // Its folder is there a moment before it is in the VM's table.
+        let has_exits = || counts(&name).is_ok_and(|(all, _)| all > 0);
+        Ok(vcpus(&name).is_ok_and(|v| v == ["vcpu0"]) && has_exits())
     })?;
     run(&mut vcpu, 40)?;
     let expected = stats.get("exits")? - before;
