@@ -7,8 +7,8 @@
 //! - [`wrap`]: one kernel object a file; owns it, states its invariants, is safe to use, decides
 //!   nothing. All `unsafe` ends here.
 //! - The product, without `unsafe`: [`control`] (the debugfs tree, knobs, `/dev/kvmate`), [`see`]
-//!   (what guests make KVM do), [`poke`] (interrupts into guests) and [`hold`] (memory files for
-//!   guests).
+//!   (what guests make KVM do), [`poke`] (interrupts into guests), [`hold`] (memory files for
+//!   guests) and [`trace`] (all of that as lines and trace events).
 //! - [`pure`]: what follows from values alone; it also builds and is tested in user space.
 //!
 //! # Life
@@ -35,6 +35,8 @@ mod pure;
 mod raw;
 #[forbid(unsafe_code)]
 mod see;
+#[forbid(unsafe_code)]
+mod trace;
 mod wrap;
 
 module! {

@@ -10,6 +10,7 @@ use crate::{
     poke::Poke,
     pure::range::Range,
     see::{Wanted, Watch},
+    trace::{self, Trace},
     wrap::{byte::SharedByte, debugfs::Number},
 };
 use kernel::{prelude::*, sync::Arc};
@@ -167,6 +168,53 @@ impl Number for Latency {
         }
         let before = self.poke.time(value == 1)?;
         self.log.change("latency", before.into(), value);
+        Ok(())
+    }
+}
+
+/// The knob `trace`.
+pub(super) struct TraceMask {
+    pub(super) log: Log,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Number for TraceMask {
+    fn get(&self) -> u64 {
+        self.watch.wanted().trace.into()
+    }
+
+    /// `EINVAL`: more than the bits there are.
+    fn set(&self, value: u64) -> Result {
+        if !trace::MASK.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.watch.want(|wanted| {
+            wanted.trace = value as u8;
+            Ok(())
+        })?;
+        self.log.change("trace", before.trace.into(), value);
+        Ok(())
+    }
+}
+
+/// The knob `trace_rate`.
+pub(super) struct TraceRate {
+    pub(super) log: Log,
+    pub(super) trace: Arc<Trace>,
+}
+
+impl Number for TraceRate {
+    fn get(&self) -> u64 {
+        self.trace.rate()
+    }
+
+    /// `EINVAL`: more than a million.
+    fn set(&self, value: u64) -> Result {
+        if !trace::RATE.contains(value) {
+            return Err(EINVAL);
+        }
+        let before = self.trace.set_rate(value);
+        self.log.change("trace_rate", before, value);
         Ok(())
     }
 }

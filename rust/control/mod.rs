@@ -15,6 +15,7 @@ use crate::{
     hold::Gmem,
     poke::Poke,
     see::{Ended, Layouts, Wanted, Watch, Watching},
+    trace::Trace,
     wrap::{byte::SharedByte, debugfs::Dir},
 };
 use kernel::{prelude::*, sync::Arc};
@@ -30,6 +31,7 @@ pub(crate) struct State {
     layouts: Arc<Layouts>,
     gmem: Arc<Gmem>,
     poke: Arc<Poke>,
+    trace: Arc<Trace>,
     root: Dir,
 }
 
@@ -47,10 +49,18 @@ impl State {
             pr_err!("no debugfs folder kvmate: {error:?} (debugfs=off?)\n");
         })?;
         let (ended, layouts) = (Ended::new()?, Layouts::new()?);
-        let gmem = Gmem::new(Dir::new(c"gmem", Some(&root))?)?;
+        let trace = Trace::new()?;
+        let gmem = Gmem::new(Dir::new(c"gmem", Some(&root))?, trace.clone())?;
         let vms = Dir::new(c"vms", Some(&root))?;
-        let poke = Poke::new()?;
-        let watch = Watch::new(vms, ended.clone(), layouts.clone(), poke.clone(), wanted)?;
+        let poke = Poke::new(trace.clone())?;
+        let watch = Watch::new(
+            vms,
+            ended.clone(),
+            layouts.clone(),
+            poke.clone(),
+            trace.clone(),
+            wanted,
+        )?;
         let watching = Watch::begin(&watch)?;
         Ok(Self {
             log,
@@ -60,6 +70,7 @@ impl State {
             layouts,
             gmem,
             poke,
+            trace,
             root,
         })
     }

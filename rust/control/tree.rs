@@ -2,11 +2,12 @@
 //! `/sys/kernel/debug/kvmate/`: which file shows what.
 
 use super::{
-    knobs::{GmemOrder, Inject, Latency, Record, RECORDINGS},
+    knobs::{GmemOrder, Inject, Latency, Record, TraceMask, TraceRate, RECORDINGS},
     State,
 };
 use crate::{
     see::{Layouts, Watch},
+    trace::{LostTable, VmFilter},
     wrap::{
         debugfs::{Dir, File, Table},
         uabi,
@@ -21,9 +22,9 @@ use kernel::{
 /// All files but those of VMs. Files stand before their folders: they go first.
 pub(crate) struct Tree {
     _recordings: KVec<File>,
-    _knobs: [File; 4],
+    _knobs: [File; 7],
     _knobs_dir: Dir,
-    _tables: [File; 5],
+    _tables: [File; 6],
 }
 
 impl Tree {
@@ -31,11 +32,13 @@ impl Tree {
     pub(crate) fn new(state: &State) -> Result<Self> {
         let root = &state.root;
         let total = Arc::new(Total(state.watch.clone()), GFP_KERNEL)?;
+        let lost = LostTable(state.trace.clone());
         let tables = [
             File::table(c"version", root, Arc::new(Version, GFP_KERNEL)?)?,
             File::table(c"vermagic", root, Arc::new(Vermagic, GFP_KERNEL)?)?,
             File::table(c"exits", root, total)?,
             File::table(c"ended", root, state.ended.clone())?,
+            File::table(c"trace_lost", root, Arc::new(lost, GFP_KERNEL)?)?,
             File::table(c"layouts", root, state.layouts.clone())?,
         ];
         let dir = Dir::new(c"knobs", Some(root))?;
@@ -61,10 +64,22 @@ impl Tree {
             log: state.log.clone(),
             poke: state.poke.clone(),
         };
+        let trace = TraceMask {
+            log: state.log.clone(),
+            watch: state.watch.clone(),
+        };
+        let trace_rate = TraceRate {
+            log: state.log.clone(),
+            trace: state.trace.clone(),
+        };
+        let trace_vm = VmFilter(state.trace.clone());
         let knobs = [
             File::number(c"gmem_order", &dir, Arc::new(gmem_order, GFP_KERNEL)?)?,
             File::number(c"inject", &dir, Arc::new(inject, GFP_KERNEL)?)?,
             File::number(c"latency", &dir, Arc::new(latency, GFP_KERNEL)?)?,
+            File::number(c"trace", &dir, Arc::new(trace, GFP_KERNEL)?)?,
+            File::number(c"trace_rate", &dir, Arc::new(trace_rate, GFP_KERNEL)?)?,
+            File::dialogue(c"trace_vm", &dir, Arc::new(trace_vm, GFP_KERNEL)?)?,
             File::byte(c"verbose", &dir, state.log.byte())?,
         ];
         Ok(Self {

@@ -12,16 +12,19 @@ use kernel::{prelude::*, seq_file::SeqFile, sync::Arc};
 
 /// A gmem file.
 pub(super) struct File {
-    gmem: Arc<Gmem>,
+    pub(super) gmem: Arc<Gmem>,
+    /// Its inode's.
+    pub(super) number: u64,
     small: bool,
     pub(super) node: Node,
     pub(super) stats: Stats,
 }
 
 impl File {
-    pub(super) fn new(gmem: Arc<Gmem>, wish: &Wish<'_>) -> Self {
+    pub(super) fn new(gmem: Arc<Gmem>, wish: &Wish<'_>, number: u64) -> Self {
         Self {
             gmem,
+            number,
             small: wish.small,
             node: wish.node,
             stats: Stats::default(),
@@ -50,6 +53,7 @@ impl MemoryFile for File {
         }
         let folio = self.folio(&mapping.shared(), index, &(0..size))?;
         self.stats.fault(folio.order());
+        self.traces_fault(index, folio.order());
         Ok(folio)
     }
 

@@ -2,7 +2,8 @@
 //! Hold: gmem, memory files for guests, with 2 MiB folios and exact holes.
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
-//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`stats`] what `info` shows.
+//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`stats`] what `info` shows, [`traced`] what is
+//! traced.
 //!
 //! # Who owns what
 //!
@@ -38,9 +39,11 @@ mod fill;
 mod io;
 mod punch;
 mod stats;
+mod traced;
 
 use crate::{
     pure::{hole::PAGE_SHIFT, range::Range},
+    trace::Trace,
     wrap::{
         debugfs::Dir,
         folio::{Node, PMD_ORDER},
@@ -82,15 +85,17 @@ pub(crate) struct Gmem {
     /// How many files were made: their inodes' numbers.
     made: Atomic<u64>,
     dir: Dir,
+    trace: Arc<Trace>,
 }
 
 impl Gmem {
     /// No files yet; theirs will be folders of `dir`.
-    pub(crate) fn new(dir: Dir) -> Result<Arc<Self>> {
+    pub(crate) fn new(dir: Dir, trace: Arc<Trace>) -> Result<Arc<Self>> {
         let gmem = Self {
             order: Atomic::new(ORDER.max),
             made: Atomic::new(0),
             dir,
+            trace,
         };
         Ok(Arc::new(gmem, GFP_KERNEL)?)
     }
@@ -104,7 +109,7 @@ impl Gmem {
         let number = self.made.fetch_add(1, Relaxed) + 2;
         let dir = CString::try_from_fmt(fmt!("{number}"))?;
         memory_file::create(Creation {
-            object: File::new(self.clone(), wish),
+            object: File::new(self.clone(), wish, number),
             size: wish.size,
             name: &CString::try_from_fmt(fmt!("gmem:{}", wish.name))?,
             number,

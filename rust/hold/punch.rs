@@ -53,8 +53,8 @@ impl File {
             (None, None)
         } else {
             (
-                folio_beginning_at(mapping, whole.start),
-                folio_beginning_at(mapping, whole.end),
+                self.folio_beginning_at(mapping, whole.start),
+                self.folio_beginning_at(mapping, whole.end),
             )
         };
         // The second split may have been of the folio that the first one left.
@@ -63,7 +63,9 @@ impl File {
         for bytes in &plan.zero {
             zero(mapping, bytes);
         }
+        let mut kept = 0;
         for pages in plan.kept.iter().filter(|pages| !pages.is_empty()) {
+            kept += pages.len();
             let folio = mapping.folio(pages.start);
             let referenced = folio.is_some_and(|folio| folio.is_referenced());
             self.stats.kept(pages.len(), referenced);
@@ -71,26 +73,31 @@ impl File {
         mapping.remove(&plan.remove);
         let freed = before - mapping.pages();
         self.stats.freed(freed);
+        self.traces_punch(hole, freed, kept);
+    }
+
+    /// The folio that has the page, after trying to split it so that it begins there.
+    fn folio_beginning_at(&self, mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
+        for attempt in 0..TRIES {
+            let before = at(mapping, page)?;
+            if before.index == page {
+                break;
+            }
+            if attempt > 0 {
+                fsleep(Delta::from_micros(50 << attempt));
+            }
+            mapping.split_at(page);
+            if let Some(after) = at(mapping, page).filter(|after| after.order < before.order) {
+                self.traces_split(before, after);
+            }
+        }
+        at(mapping, page)
     }
 }
 
 /// The folio that has the page.
 fn at(mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
     mapping.next(page..page + 1)
-}
-
-/// The folio that has the page, after trying to split it so that it begins there.
-fn folio_beginning_at(mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
-    for attempt in 0..TRIES {
-        if at(mapping, page)?.index == page {
-            break;
-        }
-        if attempt > 0 {
-            fsleep(Delta::from_micros(50 << attempt));
-        }
-        mapping.split_at(page);
-    }
-    at(mapping, page)
 }
 
 /// Zero what is there of these bytes.

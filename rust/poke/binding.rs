@@ -19,13 +19,14 @@ use super::{
     Poke,
 };
 use crate::{
-    pure::inject::Msi,
+    pure::inject::{Line, Msi, Request},
     see::Vm,
     wrap::{
         eventfd::{EventFd, Signalled, Waiting},
         gate::InTask,
         irq::Taken,
         kvm::MmId,
+        trace_event::Interrupt,
     },
 };
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -52,6 +53,17 @@ pub(super) enum What {
     Gsi(u32),
     /// The GSI goes up until the guest's EOI.
     Level(u32),
+}
+
+impl What {
+    /// It as who writes to `inject` would ask for it.
+    fn request(self) -> Request {
+        match self {
+            Self::Msi(msi) => Request::Msi(msi),
+            Self::Gsi(gsi) => Request::Gsi(gsi, Line::Edge),
+            Self::Level(gsi) => Request::Gsi(gsi, Line::High),
+        }
+    }
 }
 
 /// What came of a binding's interrupts.
@@ -106,6 +118,12 @@ impl_has_work! {
 impl Binding {
     /// Count what became of one interrupt.
     fn count(&self, taken: Result<Taken>) {
+        self.poke.traces(
+            Interrupt::Deliver,
+            &self.vm,
+            self.what.request(),
+            taken.map(Some),
+        );
         let counts = &self.counts;
         let counter = match taken {
             Ok(Taken::Delivered) => &counts.delivered,

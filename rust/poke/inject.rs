@@ -13,6 +13,7 @@ use crate::{
         debugfs::Table,
         gate::InTask,
         irq::{Source, Taken},
+        trace_event::Interrupt,
     },
 };
 use kernel::{
@@ -35,7 +36,7 @@ pub(super) struct Told {
 }
 
 /// A request as it is shown again.
-struct Shown(Option<Request>);
+pub(super) struct Shown(pub(super) Option<Request>);
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,7 +79,14 @@ impl Command for Inject {
         let (request, outcome) = match self.poke.permit() {
             None => (None, Err(Refusal::NotAllowed)),
             Some(permit) => match text.and_then(text::parse) {
-                Some(request) => (Some(request), self.inject(permit, request)),
+                Some(request) => {
+                    let outcome = self.inject(permit, request);
+                    if let Ok(answer) = outcome {
+                        self.poke
+                            .traces(Interrupt::Inject, &self.vm, request, Ok(answer));
+                    }
+                    (Some(request), outcome)
+                }
                 None => (None, Err(Refusal::NotUnderstood(REQUESTS))),
             },
         };

@@ -64,6 +64,7 @@ mod storm;
 mod storms;
 mod table;
 mod target;
+mod traced;
 
 pub(crate) use bind::bind;
 pub(crate) use inject::{Inject, InjectStatus};
@@ -73,11 +74,14 @@ pub(crate) use storms::{StormFile, StormStatus};
 pub(crate) use table::Bindings;
 pub(crate) use target::Target;
 
-use crate::wrap::{
-    acks::{self, AckProbe},
-    probes::Tracepoints,
-    way_probes::WayProbes,
-    work_queue::WorkQueue,
+use crate::{
+    trace::Trace,
+    wrap::{
+        acks::{self, AckProbe},
+        probes::Tracepoints,
+        way_probes::WayProbes,
+        work_queue::WorkQueue,
+    },
 };
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kernel::{
@@ -115,13 +119,14 @@ pub(crate) struct Poke {
     queue: SpinLockIrq<Option<WorkQueue>>,
     levels: Arc<Levels>,
     latency: Arc<Latency>,
+    trace: Arc<Trace>,
     #[pin]
     acks: Mutex<Acks>,
 }
 
 impl Poke {
     /// Nothing is allowed yet.
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    pub(crate) fn new(trace: Arc<Trace>) -> Result<Arc<Self>> {
         let (queue, levels) = (WorkQueue::new(c"kvmate-poke")?, Levels::new()?);
         let latency = Latency::new()?;
         Arc::pin_init(
@@ -130,6 +135,7 @@ impl Poke {
                 queue <- new_spinlock_irq!(Some(queue)),
                 levels,
                 latency,
+                trace,
                 acks <- new_mutex!(Acks {
                     tracepoints: None,
                     wanted: 0,

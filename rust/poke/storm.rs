@@ -22,12 +22,16 @@
 
 use super::{Permit, Poke};
 use crate::{
-    pure::storm::{self as pure, Plan, Target},
+    pure::{
+        inject::{Line, Request},
+        storm::{self as pure, Plan, Target},
+    },
     see::Vm,
     wrap::{
         gate::InTask,
         irq::{Route, Taken},
         kvm::LiveVm,
+        trace_event::Interrupt,
     },
 };
 use core::sync::atomic::{
@@ -215,6 +219,12 @@ impl Storm {
     /// Count one, of so many due, by what came of it; behind the gate, so that who has passed that
     /// finds it counted. Whether the storm goes on.
     fn count(&self, due: u64, answer: Result<Taken>) -> bool {
+        let request = match self.target {
+            Target::Gsi(gsi) => Request::Gsi(gsi, Line::Edge),
+            Target::Msi(msi) => Request::Msi(msi),
+        };
+        self.poke
+            .traces(Interrupt::Inject, &self.vm, request, answer.map(Some));
         let counter = match answer {
             Ok(Taken::Delivered) => &self.delivered,
             Ok(Taken::Coalesced) => &self.coalesced,

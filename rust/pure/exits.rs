@@ -38,6 +38,8 @@ const OPEN: u32 = 0x100;
 /// In [`Record::last`], with [`OPEN`]: its time is split ([`Record::split`]). The entry's short way
 /// finds no slot by such a number.
 const SPLIT: u32 = 0x200;
+/// In [`Record::last`]: the entry after it is traced ([`Record::trace`]), and takes the long way.
+const TRACED: u32 = 0x400;
 /// In [`Record::last`]: the slot plus one.
 const SLOT: u32 = 0xff;
 
@@ -241,9 +243,27 @@ impl Record {
             .store(self.last.load(Relaxed) | OPEN | SPLIT, Relaxed);
     }
 
+    /// The writer: the entry after the exit that was just written down is to be traced.
+    pub fn trace(&self) {
+        self.last.store(self.last.load(Relaxed) | TRACED, Relaxed);
+    }
+
+    /// The writer, at an entry that took the long way: whether it is to be traced, and how long it was
+    /// since the exit, and where that was. From here on it is an entry as any other.
+    pub fn traced(&self, now: u64) -> Option<(u64, u64)> {
+        let last = self.last.load(Relaxed);
+        if last & TRACED == 0 {
+            return None;
+        }
+        self.last.store(last & !TRACED, Relaxed);
+        let time = now.saturating_sub(self.since.load(Relaxed));
+        Some((time, self.rip.load(Relaxed)))
+    }
+
     /// The last exit's slot, while it is open and split.
     fn splitting(&self) -> Option<&Slot> {
-        let slot = self.last.load(Relaxed).checked_sub(OPEN | SPLIT)?;
+        let last = self.last.load(Relaxed) & !TRACED;
+        let slot = last.checked_sub(OPEN | SPLIT)?;
         self.slots.get((slot as usize).wrapping_sub(1))
     }
 

@@ -71,6 +71,11 @@ impl Hole {
         (!bytes.is_empty()).then_some(Self { bytes })
     }
 
+    /// Its first byte.
+    pub fn start(&self) -> u64 {
+        self.bytes.start
+    }
+
     /// How many bytes.
     pub fn length(&self) -> u64 {
         self.bytes.end - self.bytes.start

@@ -11,9 +11,46 @@ pub fn fixed<const N: usize>(text: &[u8]) -> [u8; N] {
     out
 }
 
+/// A VM's name as its folder has it, or nothing, with blanks around it; `None` if it is neither.
+pub fn vm_name(text: &[u8]) -> Option<&[u8]> {
+    let text = text.trim_ascii();
+    let number = |text: &[u8]| {
+        !text.is_empty() && text.len() <= 20 && text.iter().all(|byte| byte.is_ascii_digit())
+    };
+    let mut parts = text.splitn(2, |&byte| byte == b'-');
+    let (pid, rest) = (parts.next()?, parts.next());
+    let is_name = rest.is_some_and(|rest| {
+        number(pid) && pid.len() <= 8 && number(rest.strip_prefix(b"x").unwrap_or(rest))
+    });
+    (text.is_empty() || is_name).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vm_names() {
+        for good in ["", "\n", "101-4", " 101-4\n", "7-x12"] {
+            assert_eq!(vm_name(good.as_bytes()), Some(good.trim().as_bytes()));
+        }
+        for bad in [
+            "101",
+            "-",
+            "101-",
+            "-4",
+            "101-y4",
+            "101-4-5",
+            "101-4 5",
+            "101-xx4",
+            "a-4",
+            "101-x",
+            "123456789-4",
+            "1-123456789012345678901",
+        ] {
+            assert_eq!(vm_name(bad.as_bytes()), None, "{bad}");
+        }
+    }
 
     #[test]
     fn ends_with_zero_whatever_the_length() {

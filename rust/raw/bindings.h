@@ -12,6 +12,7 @@
 #include "gmem.h"
 #include "layout.h"
 #include "shim.h"
+#include "trace.h"
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
@@ -51,6 +52,8 @@ const unsigned int KVMATE_CONST_SB_KERNMOUNT = SB_KERNMOUNT;
 const unsigned long KVMATE_CONST_SVM_VMCB = sizeof(struct kvm_vcpu);
 const unsigned long KVMATE_CONST_VMCB_EXIT_CODE = offsetof(struct vmcb, control) +
 	offsetof(struct vmcb_control_area, exit_code);
+const unsigned long KVMATE_CONST_VMCB_EXIT_INFO = offsetof(struct vmcb, control) +
+	offsetof(struct vmcb_control_area, exit_info_1);
 const unsigned long KVMATE_CONST_VMCB_RIP = SAVE(rip);
 const unsigned long KVMATE_CONST_VMCB_RSP = SAVE(rsp);
 const unsigned long KVMATE_CONST_VMCB_RAX = SAVE(rax);
@@ -60,6 +63,7 @@ const unsigned long KVMATE_CONST_VCPU_RSP = offsetof(struct kvm_vcpu, arch.regs)
 const unsigned long KVMATE_CONST_VCPU_RAX = offsetof(struct kvm_vcpu, arch.regs) +
 	VCPU_REGS_RAX * sizeof(unsigned long);
 const unsigned long KVMATE_CONST_VMCS_EXIT_REASON = VM_EXIT_REASON;
+const unsigned long KVMATE_CONST_VMCS_EXIT_QUALIFICATION = EXIT_QUALIFICATION;
 const unsigned long KVMATE_CONST_VMCS_GUEST_RIP = GUEST_RIP;
 /* The tracepoint's "isa" argument. */
 const unsigned int KVMATE_CONST_ISA_VMX = 1;

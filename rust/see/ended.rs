@@ -6,12 +6,14 @@ use super::{
     folder,
     vm::Vm,
 };
-use crate::wrap::debugfs::Table;
+use crate::{
+    pure::{line::Line, who::NAME},
+    wrap::debugfs::Table,
+};
 use kernel::{
     new_mutex,
     prelude::*,
     seq_file::{seq_print, SeqFile},
-    str::CString,
     sync::{Arc, Mutex},
 };
 
@@ -21,7 +23,7 @@ const KEPT: usize = 16;
 /// A VM that was.
 struct Past {
     number: u64,
-    name: CString,
+    name: Line<NAME>,
     vcpus: usize,
     rows: KVVec<Row>,
 }
@@ -64,7 +66,7 @@ impl Past {
         let recordings = vm.recordings()?;
         Ok(Self {
             number: vm.number,
-            name: folder::name_of(vm)?,
+            name: folder::name_of(vm),
             vcpus: recordings.len(),
             rows: Exits::of(&recordings)?.rows()?,
         })
@@ -83,10 +85,14 @@ impl Table for Ended {
         } in self.past.lock().iter()
         {
             if rows.is_empty() {
-                seq_print!(out, "{number} {} {vcpus} - 0 0 0 0 0 0 0\n", &**name);
+                seq_print!(
+                    out,
+                    "{number} {} {vcpus} - 0 0 0 0 0 0 0\n",
+                    name.as_c_str()
+                );
             }
             for row in rows {
-                seq_print!(out, "{number} {} {vcpus} {row}\n", &**name);
+                seq_print!(out, "{number} {} {vcpus} {row}\n", name.as_c_str());
             }
         }
         Ok(())

@@ -21,7 +21,8 @@ use kernel::{
 /// How many of the hottest ranges are shown.
 const RANGES: usize = 32;
 
-struct ClassName(Class);
+/// A class by the names of its bits.
+pub(super) struct ClassName(pub(super) Class);
 
 impl fmt::Display for ClassName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -11,8 +11,10 @@ use super::{
 };
 use crate::{
     poke::{Bindings, Inject, InjectStatus, Irqfds, LatencyTable, StormFile, StormStatus},
+    pure::{line::Line, who::NAME},
     wrap::debugfs::{Dir, File},
 };
+use core::fmt::Write;
 use kernel::{prelude::*, str::CString, sync::Arc};
 
 /// `vcpu<N>/`. Files stand before their folders: they go first.
@@ -28,19 +30,16 @@ pub(crate) struct Folder {
     dir: Dir,
 }
 
-/// A VM's name where KVM has none for it that is free.
-fn other_name(vm: &Vm) -> Result<CString> {
-    CString::try_from_fmt(fmt!("{}-x{}", vm.name.pid, vm.number))
-}
-
-/// The name that a VM's folder has or had.
-pub(super) fn name_of(vm: &Vm) -> Result<CString> {
-    if vm.has_own_name() {
-        if let Some(name) = vm.name.own() {
-            return CString::try_from_fmt(fmt!("{name}"));
-        }
-    }
-    other_name(vm)
+/// The name that a VM's folder has or had. Any context.
+pub(crate) fn name_of(vm: &Vm) -> Line<NAME> {
+    let mut line = Line::new();
+    let own = vm.name.own().filter(|_| vm.has_own_name());
+    // Cannot fail: what is too long is cut.
+    let _ = match own {
+        Some(name) => line.write_fmt(fmt!("{name}")),
+        None => line.write_fmt(fmt!("{}-x{}", vm.name.pid, vm.number)),
+    };
+    line
 }
 
 impl Folder {
@@ -49,7 +48,7 @@ impl Folder {
         let dir = match vm.name.own().map(|name| Dir::new(name, Some(vms))) {
             None | Some(Err(EEXIST)) => {
                 vm.set_other_name();
-                Dir::new(&other_name(vm)?, Some(vms))?
+                Dir::new(name_of(vm).as_c_str(), Some(vms))?
             }
             Some(dir) => dir?,
         };

@@ -8,6 +8,7 @@
 
 use super::{
     registry::{Found, Registry},
+    traced,
     vm::Hot,
 };
 use crate::{
@@ -31,7 +32,7 @@ use kernel::sync::ArcBorrow;
 
 /// Write an exit down.
 #[inline(always)]
-fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+fn exit(this: &Registry, hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
     let (source, record, _) = hot;
     if let Some(Exit { code, rip }) = source.read_svm(vcpu) {
         match reason::index(Vendor::Svm, code) {
@@ -44,7 +45,7 @@ fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
             None => record.exit_other(reason::canonical(Vendor::Vmx, code), now, rip),
         }
     } else {
-        exit_slowly(hot, vcpu, isa, now);
+        exit_slowly(hot, vcpu, isa, now, this);
     }
 }
 
@@ -53,7 +54,7 @@ fn exit(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
 fn entry(hot: &Hot, vcpu: RunningVcpu<'_>) {
     let (_, record, _) = hot;
     let now = tsc::now();
-    record.entry(now, || entry_split(hot, vcpu, now));
+    record.entry(now, || entry_slowly(hot, vcpu, now));
 }
 
 impl Watcher for Registry {
@@ -62,7 +63,7 @@ impl Watcher for Registry {
         let now = tsc::now();
         this.total.increment();
         match this.hot.remembered(vcpu) {
-            Some(hot) => exit(hot, vcpu, isa, now),
+            Some(hot) => exit(&this, hot, vcpu, isa, now),
             None => Self::first_exit(this, vcpu, isa, now),
         }
     }
@@ -93,7 +94,7 @@ impl Registry {
     #[inline(never)]
     fn first_exit(this: ArcBorrow<'_, Self>, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
         if let Some(hot) = this.hot.find(vcpu) {
-            return exit_slowly(hot, vcpu, isa, now);
+            return exit_slowly(hot, vcpu, isa, now, &this);
         }
         if !this.shown.load(Relaxed) {
             return;
@@ -103,7 +104,7 @@ impl Registry {
             Ok(Found::New) => Self::look_after_soon(this),
             Ok(Found::Recorded) => {
                 if let Some(hot) = this.hot.find(vcpu) {
-                    exit_slowly(hot, vcpu, isa, now);
+                    exit_slowly(hot, vcpu, isa, now, &this);
                 }
             }
             // The next exit tries again.
@@ -112,10 +113,12 @@ impl Registry {
     }
 }
 
-/// Write an exit down, also before it is decided where it is read, and where its time is split.
+/// Write an exit down, also before it is decided where it is read, and where its time is split or it is
+/// traced. `this` comes last: the others stand in the registers that the hot path has them in.
 #[cold]
 #[inline(never)]
-fn exit_slowly((source, record, _): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64) {
+fn exit_slowly(hot: &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: u64, this: &Registry) {
+    let (source, record, _) = hot;
     let exit = source.read(vcpu, isa);
     let vendor = source.vendor();
     match exit {
@@ -129,13 +132,22 @@ fn exit_slowly((source, record, _): &Hot, vcpu: RunningVcpu<'_>, isa: u32, now: 
     if turn % 2 == 1 {
         record.split(vcpu.in_task().moment(), turn);
     }
+    if source.is_traced() {
+        this.trace_exit(hot, vcpu, exit);
+    }
 }
 
-/// The guest goes on after an exit whose time is split, or after none.
+/// The guest goes on after an exit whose time is split or that is traced, or after none.
 #[cold]
 #[inline(never)]
-fn entry_split((source, record, _): &Hot, vcpu: RunningVcpu<'_>, now: u64) {
-    record.entry_split(now, vcpu.in_task().moment(), source.turn(), tsc::khz());
+fn entry_slowly(hot: &Hot, vcpu: RunningVcpu<'_>, now: u64) {
+    let (source, record, _) = hot;
+    if let Some((time, rip)) = record.traced(now) {
+        traced::entry(hot, time, rip);
+    }
+    record.entry(now, || {
+        record.entry_split(now, vcpu.in_task().moment(), source.turn(), tsc::khz());
+    });
 }
 
 impl Pauses for Registry {
@@ -161,6 +173,17 @@ impl Accepting for Registry {
     }
 }
 
+/// What kind of fault the last exit was, and whether its address is a guest-physical one.
+pub(super) fn fault_class((source, record, _): &Hot, code: u64) -> (Class, bool) {
+    let vendor = source.vendor();
+    let exit = record.last(vendor).and_then(|last| match last.reason {
+        Reason::Code(code) => Some(code),
+        Reason::Unknown => None,
+    });
+    let (format, physical) = faults::kind(vendor, exit);
+    (Class::new(format, code), physical)
+}
+
 impl Happenings for Registry {
     fn on_msr(this: ArcBorrow<'_, Self>, task: InTask<'_>, access: Access) {
         if let Some((.., events)) = this.hot.of_loaded(task) {
@@ -176,18 +199,14 @@ impl Happenings for Registry {
         code: u64,
     ) {
         // One that is found is shown.
-        let Some((source, record, events)) = this.hot.of(vcpu, task) else {
+        let Some(hot) = this.hot.of(vcpu, task) else {
             return;
         };
-        let vendor = source.vendor();
-        let exit = record.last(vendor).and_then(|last| match last.reason {
-            Reason::Code(code) => Some(code),
-            Reason::Unknown => None,
-        });
-        let (format, physical) = faults::kind(vendor, exit);
+        let (class, physical) = fault_class(hot, code);
         let gpa = physical.then_some(address);
         let slot = gpa.and_then(|gpa| vcpu.memslot(gpa));
-        events.faults.fault(Class::new(format, code), gpa, slot);
+        let (.., events) = hot;
+        events.faults.fault(class, gpa, slot);
     }
 
     fn on_injection(this: ArcBorrow<'_, Self>, task: InTask<'_>, vector: u32) {

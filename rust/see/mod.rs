@@ -11,6 +11,7 @@
 //! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables, what they are made
 //!   of together a [`reading`]; [`stats`] is the same as numbers, by descriptor,
 //!   and [`snapshot`] all of it in one text.
+//! - [`traced`] writes lines and trace events of what vCPUs do, while somebody wants them.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
 //!
 //! # Locks, from outer to inner
@@ -55,11 +56,13 @@ mod registry;
 mod snapshot;
 mod stats;
 mod times;
+mod traced;
 mod vcpus;
 mod vm;
 mod watch;
 
 pub(crate) use ended::Ended;
+pub(crate) use folder::name_of;
 pub(crate) use layouts::Layouts;
 pub(crate) use stats::open as open_stats;
 pub(crate) use vm::Vm;

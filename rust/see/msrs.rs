@@ -13,6 +13,18 @@ use kernel::{
     sync::Arc,
 };
 
+/// An MSR's name; its index where it has none.
+pub(super) struct Name(pub(super) u32);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match names::msr(self.0) {
+            Some(name) => fmt::Display::fmt(name, f),
+            None => write!(f, "{:#x}", self.0),
+        }
+    }
+}
+
 struct Row<'a>(&'a Line);
 
 impl fmt::Display for Row<'_> {

@@ -11,11 +11,12 @@
 
 use super::{
     ended::Ended,
-    folder::Folder,
+    folder::{self, Folder},
     vm::{Hot, Vcpu, Vm},
 };
 use crate::{
     poke::Poke,
+    trace::Trace,
     wrap::{
         by_vcpu::{ByVcpu, Owned},
         debugfs::Dir,
@@ -29,7 +30,7 @@ use crate::{
 };
 use core::{
     mem,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering::Relaxed},
 };
 use kernel::{
     list::List,
@@ -84,6 +85,9 @@ pub(crate) struct Registry {
     queue: SpinLockIrq<Option<WorkQueue>>,
     #[pin]
     work: Work<Registry>,
+    pub(super) trace: Arc<Trace>,
+    /// Who wants exits traced: [`super::traced::LINES`], [`super::traced::EVENTS`]. As `splitting`.
+    traced: AtomicU8,
     /// Odd while times are split. Changes, and is followed, under `known`.
     splitting: AtomicU64,
     /// `Known::shown`, for a glance without the lock.
@@ -102,7 +106,12 @@ impl_has_work! {
 
 impl Registry {
     /// No VM yet. Their folders will be in `vms`.
-    pub(crate) fn new(vms: Dir, ended: Arc<Ended>, poke: Arc<Poke>) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        vms: Dir,
+        ended: Arc<Ended>,
+        poke: Arc<Poke>,
+        trace: Arc<Trace>,
+    ) -> Result<Arc<Self>> {
         let (total, hot) = (PerCpuCounter::new()?, ByVcpu::new()?);
         let (in_flight, queue) = (InFlight::new()?, WorkQueue::new(c"kvmate")?);
         Arc::pin_init(
@@ -119,6 +128,8 @@ impl Registry {
                 in_flight,
                 queue <- new_spinlock_irq!(Some(queue)),
                 work <- new_work!("kvmate::registry"),
+                trace,
+                traced: AtomicU8::new(0),
                 splitting: AtomicU64::new(0),
                 shown: AtomicBool::new(false),
                 count: AtomicU64::new(0),
@@ -151,10 +162,27 @@ impl Registry {
         self.hot.each(|(source, ..)| source.set_split(turn + 1));
     }
 
+    /// Somebody wants exits traced from now on, or does not any more. Any context.
+    pub(super) fn trace_exits(&self, who: u8, on: bool) {
+        let _known = self.known.lock();
+        let before = self.traced.load(Relaxed);
+        let wants = if on { before | who } else { before & !who };
+        self.traced.store(wants, Relaxed);
+        self.hot.each(|(source, ..)| source.set_traced(wants != 0));
+    }
+
+    /// Who does.
+    pub(super) fn trace_wants(&self) -> u8 {
+        self.traced.load(Relaxed)
+    }
+
     /// Let probes find a record, with `known` held.
     fn connect(&self, hot: &Owned<Hot>, vcpu: &Vcpu) {
-        let (source, ..) = &**hot;
+        let (source, _, events) = &**hot;
         source.set_split(self.splitting.load(Relaxed));
+        source.set_traced(self.trace_wants() != 0);
+        let name = folder::name_of(&vcpu.vm);
+        events.who.set(name.bytes(), vcpu.number.unsigned_abs());
         hot.connect(vcpu.vm.id(), vcpu.id, vcpu.lapic);
     }
 

@@ -175,13 +175,17 @@ impl Table for Snapshot {
         let [begun, over] = all.time;
         let took = cycles::to_ns(over.saturating_sub(begun), tsc::khz());
         let version = CStr::from_bytes_with_nul(uabi::VERSION).unwrap_or(c"");
-        let (name, moved) = (folder::name_of(vm)?, all.moved);
+        let (name, moved) = (folder::name_of(vm), all.moved);
         let at = Monotonic::ktime_get();
         seq_print!(
             out,
             "[snapshot]\nvm kvmate monotonic_ns took_ns tries moved\n"
         );
-        seq_print!(out, "{} {version} {at} {took} {tries} {moved}\n", &*name);
+        seq_print!(
+            out,
+            "{} {version} {at} {took} {tries} {moved}\n",
+            name.as_c_str()
+        );
         show_vcpus(out, &all.vcpus);
         show_reading(out, &all.reading)?;
         seq_print!(out, "\n[irqfds]\n");

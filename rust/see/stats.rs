@@ -57,7 +57,7 @@ impl Stats {
             reasons.push(code, GFP_KERNEL)?;
             texts.push(name.to_bytes(), GFP_KERNEL)?;
         }
-        let id = CString::try_from_fmt(fmt!("kvmate-{}", &*folder::name_of(&vm)?))?;
+        let id = CString::try_from_fmt(fmt!("kvmate-{}", folder::name_of(&vm).as_c_str()))?;
         let mut head = KVec::with_capacity(stats::head_size(reasons.len()), GFP_KERNEL)?;
         stats::head(id.to_bytes(), texts.iter().copied(), |byte| {
             head.push(byte, GFP_KERNEL)

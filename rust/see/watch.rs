@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Following kvm: hooks on VMs' lives while it is there, and probes on exits while they are wanted.
 
-use super::{ended::Ended, irqs::ACCEPTS_TOLD, layouts::Layouts, registry::Registry, vm::Vm};
+use super::{
+    ended::Ended,
+    irqs::ACCEPTS_TOLD,
+    layouts::Layouts,
+    registry::Registry,
+    traced::{self, Tracer},
+    vm::Vm,
+};
 use crate::{
     poke::Poke,
+    trace::{Class, Trace},
     wrap::{
         accepts::Accepts,
         debugfs::Dir,
@@ -11,6 +19,7 @@ use crate::{
         kvm_module::{KvmEvents, KvmModule},
         life::LifeHooks,
         probes::{Probes, Tracepoints},
+        trace_event::FollowedExits,
     },
 };
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -31,6 +40,15 @@ pub(crate) struct Wanted {
     pub(crate) msrs: bool,
     pub(crate) faults: bool,
     pub(crate) irqs: bool,
+    /// `knobs/trace`: bits of [`Class`].
+    pub(crate) trace: u8,
+}
+
+impl Wanted {
+    /// Whether lines of that class are wanted of what happens in exits.
+    fn traces(self, class: Class) -> bool {
+        self.observe && self.trace & class as u8 != 0
+    }
 }
 
 /// What stands at the moment.
@@ -46,6 +64,7 @@ struct Kvm {
     msrs: Option<Probes<Registry>>,
     faults: Option<Probes<Registry>>,
     irqs: Option<(Probes<Registry>, Option<Accepts<Registry>>)>,
+    traced: [Option<Probes<Tracer>>; 3],
     hooks: Option<LifeHooks<Registry>>,
     tracepoints: Tracepoints,
 }
@@ -61,6 +80,7 @@ pub(crate) struct Watch {
 
 /// Its end: dropping this ends the watch and forgets all VMs.
 pub(crate) struct Watching {
+    _exits: FollowedExits<Registry>,
     _hide: HideAll,
     _events: Pin<KBox<KvmModule<Watch>>>,
     _free: FreeAll,
@@ -91,9 +111,10 @@ impl Watch {
         ended: Arc<Ended>,
         layouts: Arc<Layouts>,
         poke: Arc<Poke>,
+        trace: Arc<Trace>,
         wanted: Wanted,
     ) -> Result<Arc<Self>> {
-        let registry = Registry::new(vms, ended, poke)?;
+        let registry = Registry::new(vms, ended, poke, trace)?;
         Arc::pin_init(
             pin_init!(Self {
                 registry,
@@ -112,6 +133,7 @@ impl Watch {
             pr_info!("kvm is not there yet: VMs are seen when it comes\n");
         }
         Ok(Watching {
+            _exits: FollowedExits::begin(this.registry.clone()),
             _hide: HideAll(this.registry.clone()),
             _events: events,
             _free: free,
@@ -142,6 +164,7 @@ impl Watch {
                 return Err(error);
             }
         }
+        self.registry.trace.want(now.trace);
         state.wanted = now;
         Ok(before)
     }
@@ -219,6 +242,18 @@ impl Kvm {
             ACCEPTS_TOLD.store(accepts.is_some(), Relaxed);
             Ok((probes, accepts))
         })?;
+        registry.trace_exits(traced::LINES, wanted.traces(Class::Exits));
+        let tracer = || Ok::<_, Error>(Arc::new(Tracer(registry.clone()), GFP_KERNEL)?);
+        let [msrs, faults, irqs] = &mut self.traced;
+        have(msrs, wanted.traces(Class::Msrs), || {
+            Probes::of_msrs(tracepoints, tracer()?)
+        })?;
+        have(faults, wanted.traces(Class::Faults), || {
+            Probes::of_page_faults(tracepoints, tracer()?)
+        })?;
+        have(irqs, wanted.traces(Class::Interrupts), || {
+            Probes::of_interrupts(tracepoints, tracer()?)
+        })?;
         Ok(())
     }
 }
@@ -236,6 +271,7 @@ impl KvmEvents for Watch {
             msrs: None,
             faults: None,
             irqs: None,
+            traced: [None, None, None],
             hooks: None,
             tracepoints,
         };

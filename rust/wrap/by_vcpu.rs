@@ -71,15 +71,17 @@ struct Link<T> {
     next: AtomicPtr<Entry<T>>,
 }
 
-/// An entry of the tables.
+/// An entry of the tables. The value is first, so that the hot path needs no other pointer than the
+/// entry's.
+#[repr(C)]
 pub(crate) struct Entry<T> {
+    value: T,
     /// By [`By`].
     links: [Link<T>; 2],
     /// The address of the vCPU's VM.
     vm: AtomicUsize,
     /// After which turn of settling it may be freed. 0 if it was never connected.
     free_after: AtomicU64,
-    value: T,
 }
 
 impl<T> Entry<T> {

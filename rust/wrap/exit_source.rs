@@ -28,6 +28,10 @@ const PROVING: u8 = 0x80;
 /// Beside each of them: times are to be split ([`ExitSource::set_split`]). No state that the hot path
 /// knows has it, so what it costs is paid by those only that want it.
 const SPLIT: u8 = 0x40;
+/// As that: exits are traced ([`ExitSource::set_traced`]).
+const TRACED: u8 = 0x20;
+/// What stands beside what is decided.
+const LONG_WAY: u8 = SPLIT | TRACED;
 /// How many exits must agree.
 const AGREEING: u8 = 32;
 
@@ -54,6 +58,7 @@ pub(crate) fn set_svm(svm: Svm) {
 }
 
 /// An exit, as hardware tells it.
+#[derive(Clone, Copy)]
 pub(crate) struct Exit {
     /// The reason, a code of [`ExitSource::vendor`]'s.
     pub(crate) code: u64,
@@ -105,9 +110,34 @@ impl ExitSource {
         self.turn.load(Relaxed)
     }
 
+    /// Have the vCPU's exits take the long way, on which they are traced, or the short one. Any context.
+    pub(crate) fn set_traced(&self, on: bool) {
+        if on {
+            self.state.fetch_or(TRACED, Relaxed);
+        } else {
+            self.state.fetch_and(!TRACED, Relaxed);
+        }
+    }
+
+    /// Whether exits are traced.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.state.load(Relaxed) & TRACED != 0
+    }
+
+    /// What hardware says of the exit beside its reason: `EXITINFO1`, or the exit qualification.
+    pub(crate) fn info(&self, vcpu: RunningVcpu<'_>) -> u64 {
+        match self.state() {
+            // SAFETY: Proven, for this is how the state is reached.
+            SVM => unsafe { svm_field(vcpu, raw::VMCB_EXIT_INFO) },
+            // SAFETY: Decided in a probe on VMX, and we are in a probe.
+            VMX => unsafe { vmread(raw::VMCS_EXIT_QUALIFICATION) }.unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// What is decided.
     fn state(&self) -> u8 {
-        self.state.load(Relaxed) & !SPLIT
+        self.state.load(Relaxed) & !LONG_WAY
     }
 
     /// Decide, from `before`. Only the CPU that runs the vCPU does, beside [`ExitSource::set_split`].
@@ -177,9 +207,10 @@ fn decide(vcpu: LiveVcpu<'_>, isa: u32) -> u8 {
 
 /// # Safety
 ///
-/// `struct vcpu_svm` is proven to begin with the vCPU and the pointer to its VMCB.
+/// `struct vcpu_svm` is proven to begin with the vCPU and the pointer to its VMCB; `offset` is that of
+/// eight bytes of a VMCB.
 #[inline(always)]
-unsafe fn svm_exit(vcpu: RunningVcpu<'_>) -> Exit {
+unsafe fn svm_field(vcpu: RunningVcpu<'_>, offset: usize) -> u64 {
     // SAFETY: The caller's promise: the pointer to the VMCB, which KVM itself reads at each exit.
     let vmcb = unsafe {
         vcpu.as_ptr()
@@ -188,10 +219,19 @@ unsafe fn svm_exit(vcpu: RunningVcpu<'_>) -> Exit {
             .read()
     };
     // SAFETY: Inside the VMCB, which stays with the vCPU.
-    let field = |offset: usize| unsafe { vmcb.byte_add(offset).cast::<u64>().read() };
+    unsafe { vmcb.byte_add(offset).cast::<u64>().read() }
+}
+
+/// # Safety
+///
+/// As [`svm_field`].
+#[inline(always)]
+unsafe fn svm_exit(vcpu: RunningVcpu<'_>) -> Exit {
     Exit {
-        code: field(raw::VMCB_EXIT_CODE),
-        rip: field(raw::VMCB_RIP),
+        // SAFETY: The caller's promise, and a field.
+        code: unsafe { svm_field(vcpu, raw::VMCB_EXIT_CODE) },
+        // SAFETY: As above.
+        rip: unsafe { svm_field(vcpu, raw::VMCB_RIP) },
     }
 }
 

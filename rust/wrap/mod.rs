@@ -38,6 +38,8 @@ pub(crate) mod slot;
 pub(crate) mod sysfs;
 pub(crate) mod task;
 pub(crate) mod task_work;
+pub(crate) mod trace_event;
+pub(crate) mod trace_printk;
 pub(crate) mod tsc;
 pub(crate) mod uabi;
 pub(crate) mod way_probes;

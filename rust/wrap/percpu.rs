@@ -138,6 +138,18 @@ impl<T> Drop for PerCpuPointer<T> {
     }
 }
 
+/// How many CPUs there can be: their numbers are less.
+pub(crate) fn possible_cpus() -> usize {
+    // SAFETY: Reads a number that is set once, at boot.
+    unsafe { raw::kvmate_nr_cpu_ids() as usize }
+}
+
+/// The CPU that this runs on; who may be preempted may be on another by now.
+pub(crate) fn this_cpu() -> usize {
+    // SAFETY: No condition.
+    unsafe { bindings::raw_smp_processor_id() as usize }
+}
+
 /// Zeroed memory for each possible CPU, on cache lines of its own: neighbours in a CPU's area are
 /// written by other code of that CPU only, but readers of theirs need not take ours along.
 fn allocate(size: usize) -> Result<*mut c_void> {

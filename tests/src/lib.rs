@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod binary_stats;
 pub mod delay;
+pub mod ftrace;
 pub mod gmem;
 pub mod guest;
 pub mod hung;

@@ -8,7 +8,7 @@
 //! no tolerance but the one kvmate's histograms have, a sixteenth.
 
 use crate::{
-    ensure_eq,
+    ensure_eq, ftrace,
     module::{Kvmate, DEBUGFS},
     table::{self, Row},
     trace::{Trace, What},
@@ -77,7 +77,7 @@ impl Oracle {
 
     /// Leave nothing behind, after the last.
     pub fn clean_up() {
-        NAMES.map(Trace::remove);
+        NAMES.map(ftrace::remove);
     }
 
     /// kvmate itself.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's trace events of interrupts, many of them: exact, or reading them fails.
 
+use crate::ftrace::{Buffer, Entry};
 use anyhow::{ensure, Context, Result};
-use std::{fs, path::PathBuf};
 
 /// One that went into a chip, or what became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +41,16 @@ pub enum Line {
     Other,
 }
 
-const CHIPS: [&str; 3] = ["kvm_msi_set_irq", "kvm_pic_set_irq", "kvm_ioapic_set_irq"];
+const CHIPS: [&str; 3] = [
+    "kvm/kvm_msi_set_irq",
+    "kvm/kvm_pic_set_irq",
+    "kvm/kvm_ioapic_set_irq",
+];
 /// What becomes of interrupts in LAPICs.
-pub const LAPICS: [&str; 3] = ["kvm_apic_accept_irq", "kvm_inj_virq", "kvm_eoi"];
+pub const LAPICS: [&str; 3] = ["kvm/kvm_apic_accept_irq", "kvm/kvm_inj_virq", "kvm/kvm_eoi"];
 
 /// KVM's trace events, from when it was begun or cleared.
-pub struct Traced(PathBuf, [&'static str; 3]);
+pub struct Traced(Buffer);
 
 impl Traced {
     /// Begin, with what goes into the chips.
@@ -56,31 +60,12 @@ impl Traced {
 
     /// Begin, with these events.
     pub fn begin_with(events: [&'static str; 3]) -> Result<Self> {
-        let folder = PathBuf::from("/sys/kernel/tracing/instances/kvmate-traced");
-        if !folder.exists() {
-            fs::create_dir(&folder).context("a trace instance")?;
-        }
-        let traced = Self(folder, events);
-        // The newest are lost first, if any are, and then this tells.
-        traced.write("options/overwrite", "0")?;
-        traced.write("buffer_size_kb", "2048")?;
-        traced.clear()?;
-        traced.switch("1")?;
-        Ok(traced)
-    }
-
-    fn write(&self, file: &str, text: &str) -> Result<()> {
-        fs::write(self.0.join(file), text).with_context(|| file.to_owned())
-    }
-
-    fn switch(&self, on: &str) -> Result<()> {
-        let mut events = self.1.iter();
-        events.try_for_each(|event| self.write(&format!("events/kvm/{event}/enable"), on))
+        Buffer::of("traced", 2048, &events).map(Self)
     }
 
     /// Forget what there was.
     pub fn clear(&self) -> Result<()> {
-        self.write("trace", "")
+        self.0.clear()
     }
 
     /// Nothing has gone in since.
@@ -92,17 +77,10 @@ impl Traced {
 
     /// What has gone in since.
     pub fn read(&self) -> Result<Vec<Line>> {
-        for cpu in fs::read_dir(self.0.join("per_cpu"))? {
-            let stats = fs::read_to_string(cpu?.path().join("stats"))?;
-            for name in ["overrun: ", "commit overrun: ", "dropped events: "] {
-                let lost = stats.lines().find_map(|line| line.strip_prefix(name));
-                ensure!(lost == Some("0"), "the trace lost events: {name}{lost:?}");
-            }
-        }
-        let text = fs::read_to_string(self.0.join("trace")).context("trace")?;
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        lines
-            .map(|line| parse(line).with_context(|| format!("not understood: {line}")))
+        let entries = self.0.read()?;
+        entries
+            .iter()
+            .map(|entry| parse(entry).with_context(|| format!("not understood: {entry:?}")))
             .collect()
     }
 }
@@ -116,38 +94,26 @@ fn after(text: &str, word: &str) -> Option<u8> {
     }
 }
 
-fn parse(line: &str) -> Option<Line> {
-    let event = line.split_once(": kvm_")?.1;
-    match event.split_once(':')?.0 {
-        "msi_set_irq" => after(event, "vec ").map(|vector| Line::Msi { vector }),
-        "ioapic_set_irq" => after(event, "pin ").map(|pin| Line::Ioapic { pin }),
+fn parse(Entry { event, text, .. }: &Entry) -> Option<Line> {
+    match event.strip_prefix("kvm_")? {
+        "msi_set_irq" => after(text, "vec ").map(|vector| Line::Msi { vector }),
+        "ioapic_set_irq" => after(text, "pin ").map(|pin| Line::Ioapic { pin }),
         "pic_set_irq" => {
-            let (chip, pin) = (after(event, "chip ")?, after(event, "pin ")?);
+            let (chip, pin) = (after(text, "chip ")?, after(text, "pin ")?);
             Some(Line::Pic {
                 pin: chip * 8 + pin,
             })
         }
-        "apic_accept_irq" if event.contains("(Fixed|") || event.contains("(LowPrio|") => {
-            after(event, "vec ").map(|vector| Line::Accepted { vector })
+        "apic_accept_irq" if text.contains("(Fixed|") || text.contains("(LowPrio|") => {
+            after(text, "vec ").map(|vector| Line::Accepted { vector })
         }
-        "inj_virq" if !event.contains("Soft") && !event.contains("[reinjected]") => {
-            after(event, "IRQ ").map(|vector| Line::Injected { vector })
+        "inj_virq" if !text.contains("Soft") && !text.contains("[reinjected]") => {
+            after(text, "IRQ ").map(|vector| Line::Injected { vector })
         }
-        "eoi" if !event.contains("vector -1") => {
-            after(event, "vector ").map(|vector| Line::Ended { vector })
+        "eoi" if !text.contains("vector -1") => {
+            after(text, "vector ").map(|vector| Line::Ended { vector })
         }
         "apic_accept_irq" | "inj_virq" | "eoi" => Some(Line::Other),
         _ => None,
-    }
-}
-
-impl Drop for Traced {
-    fn drop(&mut self) {
-        let ended = self
-            .switch("0")
-            .and_then(|()| fs::remove_dir(&self.0).context("rmdir"));
-        if let Err(error) = ended {
-            eprintln!("# {error:#}");
-        }
     }
 }

@@ -55,6 +55,9 @@ fn tree() -> Result<()> {
         "msrs",
         "observe",
         "times",
+        "trace",
+        "trace_rate",
+        "trace_vm",
         "verbose",
     ];
     ensure_eq!(names("knobs")?, knobs, "knobs");

@@ -5,6 +5,7 @@
 //! do not exist fault with #GP, whose handler counts and skips the instruction.
 
 use super::Vm;
+use crate::oracle::name_of;
 use anyhow::{bail, Context, Result};
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -216,4 +217,31 @@ pub fn at_rest(count: usize, steps: &[Step]) -> Result<(Vm, Vec<VcpuFd>)> {
 /// How many faults all vCPUs of the VM have taken.
 pub fn faults(vm: &Vm) -> u64 {
     vm.memory.word(FAULTS)
+}
+
+/// A VM of one vCPU that does steps.
+pub struct Guest {
+    /// The VM.
+    pub vm: Vm,
+    /// Its vCPU.
+    pub vcpu: VcpuFd,
+    /// The VM's name.
+    pub name: String,
+}
+
+impl Guest {
+    /// One that has not run.
+    pub fn new(steps: &[Step]) -> Result<Self> {
+        let vm = Vm::new(MEMORY, false)?;
+        load(&vm, 0, steps);
+        let vcpu = vm.vcpu(0)?;
+        start(&vcpu, 0)?;
+        let name = name_of(&vm.fd);
+        Ok(Self { vm, vcpu, name })
+    }
+
+    /// Have it do them once.
+    pub fn run(&mut self) -> Result<()> {
+        run(&mut self.vcpu, || ())
+    }
 }
