@@ -275,4 +275,100 @@ struct kvmate_irqfd {
  */
 #define KVMATE_BIND_IRQFD	_IOW(KVMATE_IOCTL_TYPE, 0x20, struct kvmate_irqfd)
 
+/* What kvmate_lookup found. */
+#define KVMATE_FOUND_SLOT	(1U << 0)	/* slot, slot_gpa, slot_size, slot_flags, hva */
+#define KVMATE_FOUND_STAGE2	(1U << 1)	/* stage2_entry, stage2_level */
+#define KVMATE_FOUND_HOST	(1U << 2)	/* pfn, host_level, host_flags */
+#define KVMATE_FOUND_FOLIO	(1U << 3)	/* page_flags, cgroup, order ... node */
+
+/* host_flags of kvmate_lookup: what the host's own page table allows and has seen. */
+#define KVMATE_HOST_WRITE	(1U << 0)
+#define KVMATE_HOST_DIRTY	(1U << 1)
+#define KVMATE_HOST_ACCESSED	(1U << 2)
+
+/* Why a leaf of level 1 is not of level 2; uapi/debugfs.md says what each means. */
+#define KVMATE_WHY_NONE			0	/* there is no leaf of level 1 */
+#define KVMATE_WHY_SLOT_ALIGNMENT	1
+#define KVMATE_WHY_EDGE			2
+#define KVMATE_WHY_DIRTY_LOG		3
+#define KVMATE_WHY_WRITE_TRACKED	4
+#define KVMATE_WHY_MIXED_PERMISSIONS	5
+#define KVMATE_WHY_HOST_4K		6
+#define KVMATE_WHY_NX_RECOVERY		7
+#define KVMATE_WHY_UNKNOWN		8
+
+/**
+ * struct kvmate_lookup - a guest-physical address, and what there is
+ * @vm_fd: in: a descriptor of the VM's file that KVM_CREATE_VM gave, whoever made it
+ *	(pidfd_getfd(2) takes it from a running VMM; a vCPU's does not do)
+ * @flags: in: reserved, zero
+ * @gpa: in: the guest-physical address
+ * @address_space: in: KVM's address space: 0, or 1 for system management mode
+ * @found: out: KVMATE_FOUND_*; what is not found is zero below
+ * @hva: out: the address in the VMM's memory
+ * @slot_gpa: out: where the memslot begins
+ * @slot_size: out: its size in bytes
+ * @stage2_entry: out: the entry of the stage-2 tables as hardware and KVM have it: a leaf, or one
+ *	that is not present but not empty (KVM notes MMIO so)
+ * @pfn: out: the host's page frame, by the VMM's page table
+ * @page_flags: out: the page's flags, as in /proc/kpageflags (zero without
+ *	CONFIG_PROC_PAGE_MONITOR)
+ * @cgroup: out: the inode of the memory cgroup that is charged, 0 for none
+ * @slot: out: the memslot's number
+ * @slot_flags: out: its KVM_MEM_*
+ * @stage2_level: out: the entry's level: 1 (4 KiB) to 5
+ * @why: out: KVMATE_WHY_*
+ * @host_level: out: the level that the VMM's page table maps it at: 1 (4 KiB), 2 or 3
+ * @host_flags: out: KVMATE_HOST_*
+ * @order: out: the folio's order
+ * @refcount: out: its references
+ * @expected: out: how many it has if nobody pins it: for the page cache and for mappings
+ * @mapcount: out: how often it is mapped, all of its pages together
+ * @node: out: the NUMA node it is on
+ * @reserved: in: zero, out: zero
+ */
+struct kvmate_lookup {
+	__s32 vm_fd;
+	__u32 flags;
+	__u64 gpa;
+	__u32 address_space;
+	__u32 found;
+	__u64 hva;
+	__u64 slot_gpa;
+	__u64 slot_size;
+	__u64 stage2_entry;
+	__u64 pfn;
+	__u64 page_flags;
+	__u64 cgroup;
+	__u32 slot;
+	__u32 slot_flags;
+	__u32 stage2_level;
+	__u32 why;
+	__u32 host_level;
+	__u32 host_flags;
+	__u32 order;
+	__s32 refcount;
+	__s32 expected;
+	__s32 mapcount;
+	__s32 node;
+	__u32 reserved[9];
+};
+
+/*
+ * Look up a guest-physical address of a VM. Nothing is faulted in, and no reference to a page is
+ * taken: what is told is what there was before. The parts are of moments that follow each other.
+ *
+ * Errors, in the order in which they are looked for:
+ *   EFAULT		the argument cannot be read, or not be written
+ *   EINVAL		flags or reserved not zero; gpa of more than 52 bits; address_space above 1
+ *   EOPNOTSUPP		VMs cannot be looked into; debugfs' "layouts" and the kernel's log tell why
+ *   EBADF		vm_fd is not an open descriptor
+ *   EBADFD		vm_fd is not a VM's
+ *   EIO		the VM is ending
+ *   EINTR		a signal came
+ *   EAGAIN		the vCPUs got other tables each of 64 times
+ *   ENOMEM		short of memory
+ */
+#define KVMATE_LOOKUP		_IOWR(KVMATE_IOCTL_TYPE, 0x30, struct kvmate_lookup)
+
 #endif /* _UAPI_KVMATE_H */

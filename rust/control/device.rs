@@ -6,7 +6,7 @@ use crate::{
     hold::{Gmem, Wish},
     poke::{self, Poke},
     pure::text,
-    see::{self, Watch},
+    see::{self, Answer, Watch},
     wrap::{
         capability,
         folio::Node,
@@ -80,6 +80,7 @@ impl MiscDevice for Session {
             uabi::GET_VM_STATS => get_vm_stats(target, argument(size_of::<uabi::VmStats>())),
             uabi::GMEM_CREATE => gmem_create(target, argument(size_of::<uabi::Gmem>())),
             uabi::BIND_IRQFD => bind_irqfd(target, argument(size_of::<uabi::Irqfd>())),
+            uabi::LOOKUP => look_up(target, argument(size_of::<uabi::LookUp>())),
             _ => Err(ENOTTY),
         }
     }
@@ -140,4 +141,51 @@ fn bind_irqfd(target: &Target, argument: UserSlice) -> Result<isize> {
     let asked: uabi::Irqfd = argument.reader().read()?;
     let descriptor = poke::bind(&target.watch, &target.poke, &asked)?;
     Ok(descriptor as isize)
+}
+
+/// `KVMATE_LOOKUP`
+fn look_up(target: &Target, argument: UserSlice) -> Result<isize> {
+    let (mut reader, mut writer) = argument.reader_writer();
+    let asked: uabi::LookUp = reader.read()?;
+    if asked.flags != 0
+        || asked.reserved != [0; 9]
+        || !Answer::can_be(asked.address_space, asked.gpa)
+    {
+        return Err(EINVAL);
+    }
+    let answer = target
+        .watch
+        .look_up(asked.vm_fd, asked.address_space, asked.gpa)?;
+    let mut told = uabi::LookUp {
+        vm_fd: asked.vm_fd,
+        gpa: asked.gpa,
+        address_space: asked.address_space,
+        why: answer.why.map_or(0, |why| uabi::WHY_FIRST + why as u32),
+        ..Default::default()
+    };
+    if let Some(slot) = &answer.slot {
+        told.found |= uabi::FOUND_SLOT;
+        (told.slot, told.slot_flags, told.hva) = (slot.id, slot.flags, answer.hva);
+        (told.slot_gpa, told.slot_size) = (slot.gfn << 12, slot.pages << 12);
+    }
+    if let Some(entry) = &answer.entry {
+        told.found |= uabi::FOUND_STAGE2;
+        (told.stage2_entry, told.stage2_level) = (entry.raw, entry.level.into());
+    }
+    if let Some(leaf) = &answer.leaf {
+        told.found |= uabi::FOUND_HOST;
+        (told.pfn, told.host_level) = (leaf.pfn, leaf.level.into());
+        let flag = |set, flag| if set { flag } else { 0 };
+        told.host_flags = flag(leaf.writable, uabi::HOST_WRITE)
+            | flag(leaf.dirty, uabi::HOST_DIRTY)
+            | flag(leaf.accessed, uabi::HOST_ACCESSED);
+    }
+    if let Some(leaf) = answer.leaf.filter(|leaf| leaf.folio) {
+        told.found |= uabi::FOUND_FOLIO;
+        (told.page_flags, told.cgroup, told.order) = (leaf.flags, leaf.cgroup, leaf.order);
+        (told.refcount, told.expected) = (leaf.refcount, leaf.expected);
+        (told.mapcount, told.node) = (leaf.mapcount, leaf.node);
+    }
+    writer.write(&told)?;
+    Ok(0)
 }

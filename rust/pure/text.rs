@@ -1,5 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Text in fixed arrays, as structures for user space have it.
+//! Text in fixed arrays, as structures for user space have it, and in tables' columns.
+
+use core::fmt;
+
+/// Text in a column: nothing of it parts columns or lines. What is not printable, blanks and
+/// backslashes are `\ooo`, as in `/proc/mounts`; no text at all is `-`.
+pub struct Column<'a>(pub &'a [u8]);
+
+impl fmt::Display for Column<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("-");
+        }
+        self.0.iter().try_for_each(|&byte| match byte {
+            b'\\' => f.write_str("\\134"),
+            byte if byte.is_ascii_graphic() => fmt::Write::write_char(f, byte.into()),
+            byte => write!(f, "\\{byte:03o}"),
+        })
+    }
+}
 
 /// `text` in an array of `N` bytes: cut if it must be, always ended by a zero byte, and filled up
 /// with zero bytes.
@@ -50,6 +69,14 @@ mod tests {
         ] {
             assert_eq!(vm_name(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_column_has_no_blanks() {
+        let column = |text: &[u8]| Column(text).to_string();
+        assert_eq!(column(b""), "-");
+        assert_eq!(column(b"/memfd:a (deleted)"), "/memfd:a\\040(deleted)");
+        assert_eq!(column(b"a\\b\n\xc3\0"), "a\\134b\\012\\303\\000");
     }
 
     #[test]

@@ -11,12 +11,14 @@
 #include <kvmate.h>
 #include "gmem.h"
 #include "layout.h"
+#include "map.h"
 #include "shim.h"
 #include "trace.h"
 
 /* Macros that bindgen cannot evaluate by itself. */
 const unsigned int KVMATE_CONST_KVMATE_GET_INFO = KVMATE_GET_INFO;
 const unsigned int KVMATE_CONST_KVMATE_GET_VM_STATS = KVMATE_GET_VM_STATS;
+const unsigned int KVMATE_CONST_KVMATE_LOOKUP = KVMATE_LOOKUP;
 const unsigned int KVMATE_CONST_KVMATE_GMEM_CREATE = KVMATE_GMEM_CREATE;
 const unsigned int KVMATE_CONST_KVMATE_BIND_IRQFD = KVMATE_BIND_IRQFD;
 
@@ -65,6 +67,10 @@ const unsigned long KVMATE_CONST_VCPU_RAX = offsetof(struct kvm_vcpu, arch.regs)
 const unsigned long KVMATE_CONST_VMCS_EXIT_REASON = VM_EXIT_REASON;
 const unsigned long KVMATE_CONST_VMCS_EXIT_QUALIFICATION = EXIT_QUALIFICATION;
 const unsigned long KVMATE_CONST_VMCS_GUEST_RIP = GUEST_RIP;
+/* Flags of memslots. */
+const unsigned int KVMATE_CONST_KVMATE_SLOT_DIRTY_LOG = KVM_MEM_LOG_DIRTY_PAGES;
+const unsigned int KVMATE_CONST_KVMATE_SLOT_READ_ONLY = KVM_MEM_READONLY;
+const unsigned int KVMATE_CONST_KVMATE_SLOT_GUEST_MEMFD = KVM_MEM_GUEST_MEMFD;
 /* The tracepoint's "isa" argument. */
 const unsigned int KVMATE_CONST_ISA_VMX = 1;
 const unsigned int KVMATE_CONST_ISA_SVM = 2;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What this build takes KVM's structures to look like: one line for each member that kvmate uses
- * (in kvm.c, irq.c, the inlines they call, and rust/wrap/exit_source.rs).
+ * (in kvm.c, irq.c, map.c, host.c, the inlines they call, and rust/wrap/exit_source.rs).
  * Members come before the whole, so that a difference is told by the first member it moves.
  */
 #include <linux/kernel.h>
@@ -14,6 +14,7 @@
 #define WHOLE(s) { #s, "", 0, sizeof(struct s) }
 
 static const struct kvmate_layout kvm[] = {
+	MEMBER(kvm, mmu_lock),
 	MEMBER(kvm, mm),
 	MEMBER(kvm, memslots),
 	MEMBER(kvm, vcpu_array),
@@ -25,8 +26,10 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm, arch.irqchip_mode),
 	MEMBER(kvm, arch.x2apic_format),
 	MEMBER(kvm, arch.apicv_inhibit_reasons),
+	MEMBER(kvm, arch.disable_nx_huge_pages),
 	MEMBER(kvm, irq_routing),
 	MEMBER(kvm, debugfs_dentry),
+	MEMBER(kvm, srcu),
 	MEMBER(kvm, irq_srcu),
 	MEMBER(kvm, vm_bugged),
 	MEMBER(kvm, vm_dead),
@@ -43,6 +46,10 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_vcpu, arch),
 	MEMBER(kvm_vcpu, arch.hflags),
 	MEMBER(kvm_vcpu, arch.apic),
+	MEMBER(kvm_vcpu, arch.root_mmu.root.hpa),
+	MEMBER(kvm_vcpu, arch.root_mmu.root_role),
+	MEMBER(kvm_vcpu, arch.guest_mmu.root.hpa),
+	MEMBER(kvm_vcpu, arch.guest_mmu.root_role),
 	MEMBER(kvm_vcpu, arch.regs),
 	MEMBER(kvm_vcpu, arch.rip),
 	MEMBER(kvm_vcpu, arch.mp_state),
@@ -79,15 +86,21 @@ static const struct kvmate_layout kvm[] = {
 	MEMBER(kvm_kernel_irqfd, resampler),
 	MEMBER(kvm_kernel_irqfd, eventfd),
 	MEMBER(kvm_kernel_irqfd, list),
-	MEMBER(kvm_memory_slot, gfn_node),
-	MEMBER(kvm_memory_slot, base_gfn),
-	MEMBER(kvm_memory_slot, npages),
-	MEMBER(kvm_memory_slot, id),
-	MEMBER(kvm_memory_slot, as_id),
-	WHOLE(kvm_memory_slot),
 	MEMBER(kvm_memslots, gfn_tree),
 	MEMBER(kvm_memslots, node_idx),
 	WHOLE(kvm_memslots),
+	MEMBER(kvm_memory_slot, gfn_node),
+	MEMBER(kvm_memory_slot, base_gfn),
+	MEMBER(kvm_memory_slot, npages),
+	MEMBER(kvm_memory_slot, dirty_bitmap),
+	MEMBER(kvm_memory_slot, arch.lpage_info),
+	MEMBER(kvm_memory_slot, userspace_addr),
+	MEMBER(kvm_memory_slot, flags),
+	MEMBER(kvm_memory_slot, id),
+	MEMBER(kvm_memory_slot, as_id),
+	WHOLE(kvm_memory_slot),
+	MEMBER(kvm_lpage_info, disallow_lpage),
+	WHOLE(kvm_lpage_info),
 };
 
 /* Its header is private to KVM. What is used of it is where it begins, so it is said here. */

@@ -2,7 +2,9 @@
 //! A VM's part of the debugfs tree.
 
 use super::{
-    exits, faults, irqs, msrs,
+    exits, faults, irqs,
+    map::{Lookup, Memslots, Ranges, Stage2},
+    msrs,
     registry::Registry,
     snapshot::Snapshot,
     times,
@@ -25,7 +27,7 @@ struct VcpuFolder {
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 15],
+    _files: [File; 19],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -70,9 +72,17 @@ impl Folder {
         let faults = Arc::new(faults::OfVm(vm.clone()), GFP_KERNEL)?;
         let irqs = Arc::new(irqs::OfVm(vm.clone()), GFP_KERNEL)?;
         let snapshot = Arc::new(Snapshot(vm.clone()), GFP_KERNEL)?;
+        let memslots = Arc::new(Memslots(vm.clone()), GFP_KERNEL)?;
+        let stage2 = Arc::new(Stage2(vm.clone()), GFP_KERNEL)?;
+        let ranges = Arc::new(Ranges(vm.clone()), GFP_KERNEL)?;
+        let lookup = Arc::new(Lookup::new(vm.clone()), GFP_KERNEL)?;
         Ok(Self {
             _files: [
                 File::table(c"snapshot", &dir, snapshot)?,
+                File::lines(c"memslots", &dir, memslots)?,
+                File::lines(c"stage2", &dir, stage2)?,
+                File::lines(c"stage2_map", &dir, ranges)?,
+                File::question(c"lookup", &dir, lookup)?,
                 File::table(c"exits", &dir, exits)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::table(c"times", &dir, times)?,

@@ -8,8 +8,8 @@
 //! - [`hot`] is what probes do at each exit and entry; and, by a knob each, at pauses, accesses to MSRs,
 //!   page faults and interrupts.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
-//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables, what they are made
-//!   of together a [`reading`]; [`stats`] is the same as numbers, by descriptor,
+//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables; [`map`] has those of a VM's
+//!   memory. What the tables are made of together is a [`reading`]; [`stats`] is the same as numbers, by descriptor,
 //!   and [`snapshot`] all of it in one text.
 //! - [`traced`] writes lines and trace events of what vCPUs do, while somebody wants them.
 //! - [`Layouts`] tells whether KVM's structures are those that we know; if not, no VM is looked into.
@@ -22,7 +22,8 @@
 //!    folder: removing a folder waits for the readers of its files.
 //! 3. `Vm::folder` (mutex), under `tree` only; then `Vm::vcpus`, `Vcpu::recorded` and `Ended::past`
 //!    (mutexes), none in another; `ByVcpu::settling` (mutex), held over grace periods.
-//! 4. A gate of a VM ([`crate::wrap::gate`]), never two.
+//! 4. A gate of a VM ([`crate::wrap::gate`]), never two; in it, of KVM's: `srcu`, and RCU with
+//!    `mmu_lock` ([`map`]).
 //! 5. `Registry::known` (spinlock, interrupts off; a reset takes it under `Vcpu::recorded`): which VMs there are. Taken in hooks and, for a
 //!    vCPU that runs and was never seen before, in a probe.
 //! 6. `ByVcpu::writer`, `Registry::queue` (spinlocks, interrupts off).
@@ -50,6 +51,7 @@ mod folder;
 mod hot;
 mod irqs;
 mod layouts;
+mod map;
 mod msrs;
 mod reading;
 mod registry;
@@ -64,6 +66,7 @@ mod watch;
 pub(crate) use ended::Ended;
 pub(crate) use folder::name_of;
 pub(crate) use layouts::Layouts;
+pub(crate) use map::Answer;
 pub(crate) use stats::open as open_stats;
 pub(crate) use vm::Vm;
 pub(crate) use watch::{Wanted, Watch, Watching};

@@ -5,6 +5,7 @@ use super::{
     ended::Ended,
     irqs::ACCEPTS_TOLD,
     layouts::Layouts,
+    map::{self, Answer, Why},
     registry::Registry,
     traced::{self, Tracer},
     vm::Vm,
@@ -15,6 +16,7 @@ use crate::{
     wrap::{
         accepts::Accepts,
         debugfs::Dir,
+        files,
         kvm::LiveVm,
         kvm_module::{KvmEvents, KvmModule},
         life::LifeHooks,
@@ -177,6 +179,17 @@ impl Watch {
     /// What is kept of a VM whose file the caller holds. `EOPNOTSUPP`: VMs are not shown.
     pub(crate) fn vm_of(&self, vm: LiveVm<'_>) -> Result<Arc<Vm>> {
         self.registry.adopt(vm)
+    }
+
+    /// Look up a guest-physical address in the VM whose file the current task has as `descriptor`.
+    /// Sleeps. Errors are those of `KVMATE_LOOKUP`.
+    pub(crate) fn look_up(&self, descriptor: i32, address_space: u32, gpa: u64) -> Result<Answer> {
+        if !self.shows_vms() {
+            return Err(EOPNOTSUPP);
+        }
+        let file = files::of_descriptor(descriptor)?;
+        let vm = self.vm_of(files::vm_of(&file).ok_or(EBADFD)?)?;
+        map::look_up(&vm, address_space, gpa, Why::new())
     }
 
     /// Exits that were seen, all VMs together.

@@ -12,6 +12,12 @@
 //! C headers: [`include/linux/debugfs.h`](srctree/include/linux/debugfs.h),
 //! [`include/linux/seq_file.h`](srctree/include/linux/seq_file.h)
 
+mod lines;
+mod question;
+
+pub(crate) use lines::Lines;
+pub(crate) use question::Question;
+
 use super::byte::SharedByte;
 use core::marker::PhantomData;
 use kernel::{

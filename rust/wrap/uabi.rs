@@ -36,6 +36,21 @@ unsafe impl FromBytes for Irqfd {}
 // SAFETY: As above.
 unsafe impl FromBytes for VmStats {}
 
+pub(crate) use crate::raw::{
+    kvmate_lookup as LookUp, KVMATE_FOUND_FOLIO as FOUND_FOLIO, KVMATE_FOUND_HOST as FOUND_HOST,
+    KVMATE_FOUND_SLOT as FOUND_SLOT, KVMATE_FOUND_STAGE2 as FOUND_STAGE2,
+    KVMATE_HOST_ACCESSED as HOST_ACCESSED, KVMATE_HOST_DIRTY as HOST_DIRTY,
+    KVMATE_HOST_WRITE as HOST_WRITE, KVMATE_LOOKUP as LOOKUP,
+    KVMATE_WHY_SLOT_ALIGNMENT as WHY_FIRST,
+};
+
+// SAFETY: Integers only, every bit pattern is one, and there is no padding: the sizes of the fields
+// (4, 4, 8, 4, 4, seven of 8, eleven of 4, nine of 4) add up to the size of the whole.
+unsafe impl FromBytes for LookUp {}
+// SAFETY: As above.
+unsafe impl AsBytes for LookUp {}
+const _: () = assert!(size_of::<LookUp>() == 4 + 4 + 8 + 4 + 4 + 7 * 8 + 11 * 4 + 9 * 4);
+
 /// The vermagic text that this module was built with.
 pub(crate) fn vermagic() -> &'static CStr {
     // SAFETY: A constant of the shim's that ends with a zero byte and lives as long as the module.

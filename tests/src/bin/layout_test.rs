@@ -170,7 +170,9 @@ fn said_once(said: &[String], module: &str, begins: &str, ends: &str) -> Result<
     Ok(())
 }
 
-const KVM_UNPROVEN: &str = "struct kvm and struct kvm_vcpu and struct kvm_irq_routing_table and struct kvm_kernel_irq_routing_entry and struct kvm_kernel_irqfd and struct kvm_memory_slot and struct kvm_memslots cannot be proven (";
+const KVM_UNPROVEN: &str = "struct kvm and struct kvm_vcpu and struct kvm_irq_routing_table and \
+     struct kvm_kernel_irq_routing_entry and struct kvm_kernel_irqfd and struct kvm_memslots and \
+     struct kvm_memory_slot and struct kvm_lpage_info cannot be proven (";
 const EACH_PROVES: &str = ": each vCPU has to prove where its exit reasons are";
 const SVM_UNPROVEN: &str = "struct vcpu_svm cannot be proven (";
 
