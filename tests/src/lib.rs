@@ -13,6 +13,7 @@ pub mod gmem;
 pub mod guest;
 pub mod hung;
 pub mod ktap;
+pub mod map;
 pub mod module;
 pub mod oracle;
 pub mod poke;

@@ -349,8 +349,17 @@ impl Vmm {
     /// Start it. `ready`: stand by until it has VMs that run.
     pub fn start(ready: bool) -> Result<Self> {
         let own = std::env::current_exe()?;
-        let program = own.with_file_name("vmm");
-        let mut child = Command::new(&program)
+        Self::start_program(&own.with_file_name("vmm"), &[], ready)
+    }
+
+    /// Start another program that says a line when its VMs run, and stand by until then.
+    pub fn of(program: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_program(program, arguments, true)
+    }
+
+    fn start_program(program: &Path, arguments: &[&str], ready: bool) -> Result<Self> {
+        let mut child = Command::new(program)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

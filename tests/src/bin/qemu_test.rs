@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A Linux guest under an unmodified QEMU counts in its `/proc/interrupts` what kvmate injects.
+//! A Linux guest under an unmodified QEMU counts in its `/proc/interrupts` what kvmate injects; and its
+//! memory is told as KVM counts it and `/proc` shows QEMU's.
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
     guest::{irq, qemu::Qemu},
-    ktap,
+    ktap, map,
     module::Kvmate,
+    storm,
     way::{self, Target},
 };
 use nix::{errno::Errno, libc};
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     ktap::main(&[
         ("chips_in_the_kernel", chips_in_the_kernel),
         ("split_irqchip", split_irqchip),
+        ("memory", memory),
     ])
 }
 
@@ -143,5 +146,42 @@ fn split_irqchip() -> Result<()> {
     guest.bind(RESCHEDULE.0, Target::Msi((address, data), 0))?;
     guest.inject(NMI, "nmi 0")?;
     guest.qemu.end()?;
+    kvmate.unload()
+}
+
+fn memory() -> Result<()> {
+    let kvmate = load()?;
+    let qemu = Qemu::start("on")?;
+    let name = qemu.name()?;
+    // The guest is idle, not at rest: until KVM counts the same before and after.
+    let mut ranges = Vec::new();
+    storm::until("the tables are as KVM counts", || {
+        let before = map::kvm_pages(&name)?;
+        let rows = map::table(&name, "stage2", map::STAGE2)?;
+        ranges = map::table(&name, "stage2_map", map::RANGES)?;
+        let mut leaves = [0; 3];
+        for row in &rows {
+            if let Some(sum) = leaves.get_mut(row.number("level")? as usize - 1) {
+                *sum += row.number("leaves")?;
+            }
+        }
+        Ok(leaves == before && map::kvm_pages(&name)? == before)
+    })?;
+    let mut mapped = 0;
+    for range in ranges.iter().filter(|range| range.get("kind") == "leaf") {
+        let gpa = range.number("gpa")?;
+        let size = range.number("size")?;
+        mapped += size;
+        let page = map::look_up(&name, gpa + size - 4096)?;
+        let expected = map::page_map_of(qemu.process(), page.number("hva")?)?;
+        ensure_eq!(Some(page.number("pfn")?), expected, "{page:?}");
+    }
+    ensure!(mapped > 16 << 20, "only {mapped} bytes are mapped");
+    // QEMU's memory, but for what firmware and devices have: 128 MiB.
+    let slots = map::table(&name, "memslots", map::MEMSLOTS)?;
+    let sizes = slots.iter().map(|slot| slot.number("size"));
+    let largest = sizes.collect::<Result<Vec<_>>>()?.into_iter().max();
+    ensure_eq!(largest, Some(127 << 20), "the slot above 1 MiB");
+    qemu.end()?;
     kvmate.unload()
 }

@@ -9,6 +9,8 @@ pub mod chosen;
 pub mod irq;
 pub mod linux;
 pub mod long;
+pub mod nested;
+pub mod pages;
 pub mod qemu;
 pub mod real;
 pub mod steps;
@@ -59,6 +61,11 @@ impl Memory {
             )
         }?;
         Ok(Self { start, size })
+    }
+
+    /// Where it begins in this process.
+    pub fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
     }
 
     /// Copy bytes to a guest-physical address.
