@@ -15,7 +15,7 @@ use nix::{errno::Errno, libc};
 use std::{
     collections::BTreeMap,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    process::ExitCode,
+    process::{Command, ExitCode},
 };
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
@@ -182,6 +182,19 @@ fn memory() -> Result<()> {
     let sizes = slots.iter().map(|slot| slot.number("size"));
     let largest = sizes.collect::<Result<Vec<_>>>()?.into_iter().max();
     ensure_eq!(largest, Some(127 << 20), "the slot above 1 MiB");
+    let tool = std::env::current_exe()?.with_file_name("kvmate");
+    let told = Command::new(tool)
+        .args(["map", "qemu-sys", "--why"])
+        .output()?;
+    let (out, err) = (
+        String::from_utf8(told.stdout)?,
+        String::from_utf8(told.stderr)?,
+    );
+    ensure!(told.status.success(), "{err}");
+    ensure!(
+        out.contains(": 127M at 0x100000 ") && out.contains("\nroot 0: tdp, "),
+        "{out}"
+    );
     qemu.end()?;
     kvmate.unload()
 }

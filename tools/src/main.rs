@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `kvmate`: what the module tells, for people and for programs.
+//!
+//! [`cli`] is the command line, [`map`] the subcommand; [`tree`] reads the module's files in debugfs,
+//! [`table`] takes their text apart. Exit status: 0 done, 1 failed, 2 the command line was wrong.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod map;
+mod table;
+mod tree;
+
+use clap::Parser;
+use std::{io, process::ExitCode};
+
+fn main() -> ExitCode {
+    let cli::Command::Map(asked) = cli::Arguments::parse().command;
+    match map::run(&asked) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who reads has enough, as of `kvmate map … | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvmate: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| {
+        let json = cause.downcast_ref::<serde_json::Error>();
+        let plain = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        plain.or_else(|| json.and_then(serde_json::Error::io_error_kind))
+    });
+    kinds
+        .into_iter()
+        .any(|kind| kind == io::ErrorKind::BrokenPipe)
+}
