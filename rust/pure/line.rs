@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(line.as_c_str(), c"");
         write!(line, "{}", 12).unwrap();
         assert_eq!(line.as_c_str(), c"12");
-        write!(line, "{}", "abcdef").unwrap();
+        line.write_str("abcdef").unwrap();
         assert_eq!(line.as_c_str(), c"12abc");
         write!(line, "more").unwrap();
         assert_eq!(line.bytes(), b"12abc\0");
