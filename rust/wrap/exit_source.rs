@@ -14,7 +14,7 @@ use super::{by_vcpu::ZeroIsNew, kvm::LiveVcpu, probes::RunningVcpu};
 use crate::{pure::reason::Vendor, raw};
 use core::{
     mem::MaybeUninit,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU8, Ordering::Relaxed},
 };
 use kernel::{bindings, ffi::c_void, prelude::*};
 
@@ -70,7 +70,7 @@ pub(crate) struct Exit {
 pub(crate) struct ExitSource {
     state: AtomicU8,
     /// Which turn of splitting it is: odd while times are to be split.
-    turn: AtomicU64,
+    turn: AtomicU32,
 }
 
 // SAFETY: Zero is `NEW`, and the turn before the first.
@@ -97,7 +97,7 @@ impl ExitSource {
     /// Have the vCPU's exits take the long way, on which their times are split, in an odd turn, or the
     /// short one. Any context.
     pub(crate) fn set_split(&self, turn: u64) {
-        self.turn.store(turn, Relaxed);
+        self.turn.store(turn as u32, Relaxed);
         if turn % 2 == 1 {
             self.state.fetch_or(SPLIT, Relaxed);
         } else {
@@ -107,7 +107,7 @@ impl ExitSource {
 
     /// Which turn of splitting it is; in an odd one times are to be split.
     pub(crate) fn turn(&self) -> u64 {
-        self.turn.load(Relaxed)
+        self.turn.load(Relaxed).into()
     }
 
     /// Have the vCPU's exits take the long way, on which they are traced, or the short one. Any context.
