@@ -97,15 +97,13 @@ impl<T: Happenings> Probes<T> {
     pub(crate) fn of_interrupts(tracepoints: Tracepoints, target: Arc<T>) -> Result<Self> {
         let inj_virq: raw::kvmate_kvm_inj_virq_probe = Some(on_inj_virq::<T>);
         let eoi: raw::kvmate_kvm_eoi_probe = Some(on_eoi::<T>);
-        let [inject, end, pv_end] = tracepoints.interrupts.ok_or(ENOENT)?;
-        let eoi = eoi.map(|f| f as *mut c_void);
+        // Not `kvm_pv_eoi`: KVM fires it behind `kvm_eoi`, of the same interrupt.
+        let [inject, end] = tracepoints.interrupts.ok_or(ENOENT)?;
         let places = [
             (inject, inj_virq.map(|f| f as *mut c_void)),
-            (end, eoi),
-            (pv_end, eoi),
+            (end, eoi.map(|f| f as *mut c_void)),
         ];
-        // SAFETY: Each has the prototype of its tracepoint's probes (`kvm_pv_eoi`'s is `kvm_eoi`'s),
-        // and takes an `Arc<T>`'s pointer.
+        // SAFETY: Each has the prototype of its tracepoint's probes, and takes an `Arc<T>`'s pointer.
         unsafe { Self::register_at(&places, target) }
     }
 }
@@ -174,7 +172,7 @@ unsafe extern "C" fn on_inj_virq<T: Happenings>(
 
 /// # Safety
 ///
-/// As for [`on_user_exit`], by `kvm_eoi` or `kvm_pv_eoi`.
+/// As for [`on_user_exit`], by `kvm_eoi`.
 unsafe extern "C" fn on_eoi<T: Happenings>(
     data: *mut c_void,
     _apic: *mut raw::kvm_lapic,

@@ -68,8 +68,8 @@ pub(crate) struct Tracepoints {
     pub(super) pauses: Option<[Tracepoint; 2]>,
     pub(super) msr: Option<Tracepoint>,
     pub(super) page_fault: Option<Tracepoint>,
-    /// `kvm_inj_virq`, `kvm_eoi`, `kvm_pv_eoi`
-    pub(super) interrupts: Option<[Tracepoint; 3]>,
+    /// `kvm_inj_virq`, `kvm_eoi`
+    pub(super) interrupts: Option<[Tracepoint; 2]>,
 }
 
 type Tracepoint = NonNull<bindings::tracepoint>;
@@ -88,7 +88,7 @@ impl Tracepoints {
     ) -> Option<Tracepoints> {
         let find = |name| NonNull::new(find(name));
         let (accept, inject) = (find(c"kvm_apic_accept_irq"), find(c"kvm_inj_virq"));
-        let (eoi, pv_eoi) = (find(c"kvm_eoi"), find(c"kvm_pv_eoi"));
+        let eoi = find(c"kvm_eoi");
         // INVARIANT: The caller's promise.
         Some(Tracepoints {
             exit: find(c"kvm_exit")?,
@@ -98,7 +98,7 @@ impl Tracepoints {
             pauses: all([find(c"kvm_userspace_exit"), find(c"kvm_vcpu_wakeup")]),
             msr: find(c"kvm_msr"),
             page_fault: find(c"kvm_page_fault"),
-            interrupts: all([inject, eoi, pv_eoi]),
+            interrupts: all([inject, eoi]),
         })
     }
 }

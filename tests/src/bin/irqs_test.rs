@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         ("exact", exact),
         ("coalesced", coalesced),
         ("of_the_lapics_own_timer", of_the_lapics_own_timer),
+        ("ended_by_memory", ended_by_memory),
         ("switching", switching),
     ])
 }
@@ -239,6 +240,36 @@ fn of_the_lapics_own_timer() -> Result<()> {
     ensure_eq!(long::seen(&vm.memory, 0x41), 4, "interrupts of the timer");
     let table = irqs(&kvmate, &name_of(&vm.fd))?;
     let expected = BTreeMap::from([(0x41, numbers(4, 4, 4))]);
+    ensure_eq!(table, expected, "irqs");
+    drop((vcpu, vm));
+    kvmate.unload()
+}
+
+/// KVM ends an interrupt in the guest's stead, for which it fires two events.
+fn ended_by_memory() -> Result<()> {
+    const COUNT: u64 = 6;
+    let kvmate = Kvmate::load("irqs=1")?;
+    let vm = Vm::new(long::MEMORY, true)?;
+    long::load(&vm);
+    let mut vcpu = vm.vcpu(0)?;
+    long::start(&vcpu, 0, 0x41, 0)?;
+    long::run(&mut vcpu)?;
+    long::end_by_memory(&vcpu)?;
+    for number in 1..=COUNT {
+        vm.fd.signal_msi(kvm_msi {
+            address_lo: 0xfee0_0000,
+            data: 0x41,
+            ..Default::default()
+        })?;
+        long::start(&vcpu, 0, 0x41, number)?;
+        long::run(&mut vcpu)?;
+    }
+    ensure!(
+        hidden() || long::ended_by_memory(&vm.memory) > 0,
+        "KVM never let the guest do so"
+    );
+    let table = irqs(&kvmate, &name_of(&vm.fd))?;
+    let expected = BTreeMap::from([(0x41, numbers(COUNT, COUNT, COUNT))]);
     ensure_eq!(table, expected, "irqs");
     drop((vcpu, vm));
     kvmate.unload()

@@ -6,8 +6,8 @@
 //! [`DONE`]. An exception makes it write its vector to [`FAULT`].
 
 use super::{Memory, Vm};
-use anyhow::{bail, Context, Result};
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use anyhow::{bail, ensure, Context, Result};
+use kvm_bindings::{kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, Msrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::arch::global_asm;
 
@@ -23,6 +23,8 @@ const PD_LOW: usize = 0x3000;
 const PD_LAPIC: usize = 0x4000;
 const GDT: usize = 0x5000;
 const IDT: usize = 0x6000;
+/// What `MSR_KVM_PV_EOI_EN` is to point to, and how often the guest has found it set.
+const PV_EOI: [usize; 2] = [0x7000, 0x7008];
 const COUNTERS: usize = 0x8000;
 const CODE: usize = 0x10000;
 const STACKS: usize = 0x20000;
@@ -69,9 +71,13 @@ global_asm!(
     "4: testb   $2, 25(%rsp)", // interrupts were disabled: QEMU's second one, see irq/inside.rs
     "   jz      5f",
     "   lock incq (%r8,%rax,8)",
+    "   btrl    $0, 0x7000", // KVM does it if it has set this
+    "   jc      6f",
     "   movl    $0, 0xb0(%r9)",
     "5: popq    %rax",
     "   iretq",
+    "6: lock incq 0x7008",
+    "   jmp     5b",
     "kvmate_long_end:",
     options(att_syntax)
 );
@@ -212,6 +218,25 @@ pub fn start(vcpu: &VcpuFd, id: usize, vector: u8, count: u64) -> Result<()> {
         ..Default::default()
     })?;
     Ok(())
+}
+
+/// Have KVM end a vCPU's interrupts by a word in memory where it can (`MSR_KVM_PV_EOI_EN`). One vCPU
+/// of a VM only: there is one word.
+pub fn end_by_memory(vcpu: &VcpuFd) -> Result<()> {
+    const PV_EOI_EN: u32 = 0x4b56_4d04;
+    let enable = kvm_msr_entry {
+        index: PV_EOI_EN,
+        data: PV_EOI[0] as u64 | 1,
+        ..Default::default()
+    };
+    let set = vcpu.set_msrs(&Msrs::from_entries(&[enable])?)?;
+    ensure!(set == 1, "KVM refused MSR_KVM_PV_EOI_EN");
+    Ok(())
+}
+
+/// How often the guest has ended an interrupt so.
+pub fn ended_by_memory(memory: &Memory) -> u64 {
+    memory.word(PV_EOI[1])
 }
 
 /// How often the guest has seen a vector.
