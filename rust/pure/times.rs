@@ -5,7 +5,8 @@
 //! knows two windows: in the kernel, from the exit until the task goes to user space, and from there
 //! to the entry. In each it sums up how long KVM says that the vCPU halted, and how long the
 //! scheduler says that its task waited for a CPU (`run_delay`): the latter apart by whether it fell
-//! before the end of a halt, for KVM takes waiting for a CPU after being woken for halted time.
+//! before the end of a halt, for KVM takes waiting for a CPU after being woken for halted time. More of
+//! it than the halt took was before the halt began.
 //!
 //! What others measured, by other clocks, is cut to the window it is said to have fallen in: so the
 //! parts add up whatever they say.
@@ -62,7 +63,7 @@ impl Parts {
 /// What is known of a window, in nanoseconds.
 struct Window {
     halted: AtomicU64,
-    /// Waiting for a CPU until a halt's end.
+    /// Waiting for a CPU until a halt's end; what exceeds the halt was before it.
     delay_halted: AtomicU64,
     /// Waiting for a CPU otherwise.
     delay: AtomicU64,
@@ -104,8 +105,9 @@ impl Window {
 /// Halted, preempted and the rest of `length`: what others say is cut to what there is.
 fn divide(length: u64, halted: u64, delay_halted: u64, delay: u64) -> [u64; 3] {
     let halted = halted.min(length);
+    let before = delay_halted.saturating_sub(halted);
     let delay_halted = delay_halted.min(halted);
-    let delay = delay.min(length - halted);
+    let delay = delay.saturating_add(before).min(length - halted);
     [
         halted - delay_halted,
         delay_halted + delay,
@@ -247,6 +249,18 @@ mod tests {
         open.begin(at(20), 1);
         let parts = open.end(100, 9, at(20), KHZ);
         assert_eq!((parts.total, parts.kernel()), (9, 9));
+    }
+
+    #[test]
+    fn preempted_before_a_short_halt() {
+        let open = Open::zeroed();
+        open.begin(at(0), 1);
+        open.halted(5, at(1000));
+        let parts = open.end(1100, 1100, at(1000), KHZ);
+        assert_eq!(
+            [parts.halted, parts.preempted, parts.kernel()],
+            [0, 1000, 100]
+        );
     }
 
     #[test]

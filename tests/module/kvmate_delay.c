@@ -43,6 +43,7 @@ POINT(ack_before, "a guest has ended an interrupt; kvmate does not know");
 POINT(ack_after, "kvmate was told of that; KVM does not know");
 POINT(folder_made, "a debugfs folder is made, by whomever");
 POINT(file_removed, "a debugfs file or folder is removed, by a worker (KVM's tasks go on)");
+POINT(halting, "a vCPU is about to halt");
 POINT(fault_made, "a memory file's page is found or made and locked, and not mapped yet");
 
 static unsigned int one_in = 1;
@@ -153,6 +154,12 @@ static int at_file_removed(struct kprobe *probe, struct pt_regs *regs)
 	return 0;
 }
 
+static int at_halting(struct kprobe *probe, struct pt_regs *regs)
+{
+	wait_at(&halting);
+	return 0;
+}
+
 /* finish_fault(vmf) maps what the file's own handler has answered. */
 static int at_fault_made(struct kprobe *probe, struct pt_regs *regs)
 {
@@ -190,6 +197,7 @@ static struct {
 	{ "debugfs_create_dir", at_folder_made },
 	{ "debugfs_remove", at_file_removed },
 	{ "finish_fault", at_fault_made },
+	{ "kvm_vcpu_halt", at_halting },
 };
 
 static struct {

@@ -9,6 +9,7 @@
 use anyhow::{ensure, Context, Result};
 use kvm_ioctls::VcpuFd;
 use kvmate_tests::{
+    delay::Delay,
     ensure_eq,
     guest::{
         long,
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ("two_vcpus_of_a_thread", two_vcpus_of_a_thread),
         ("halted", halted),
         ("preempted", preempted),
+        ("preempted_before_a_halt", preempted_before_a_halt),
     ])
 }
 
@@ -323,6 +325,13 @@ fn waited() -> Result<u64> {
     waited.parse().context("schedstat")
 }
 
+/// Have this thread run on the first CPU only.
+fn pin() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(0)?;
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).context("sched_setaffinity")
+}
+
 /// Two vCPUs on one CPU: each waits while the other runs.
 fn preempted() -> Result<()> {
     let kvmate = Kvmate::load("times=1")?;
@@ -334,9 +343,7 @@ fn preempted() -> Result<()> {
             .map(|vcpu| {
                 scope.spawn(|| -> Result<[u64; 2]> {
                     let _stop = stop.on_drop();
-                    let mut cpus = CpuSet::new();
-                    cpus.set(0)?;
-                    sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+                    pin()?;
                     // From the first exit on.
                     steps::run(vcpu, || ())?;
                     let (before, begin) = (waited()?, Instant::now());
@@ -365,6 +372,67 @@ fn preempted() -> Result<()> {
         );
     }
     drop(vcpus);
+    drop(vm);
+    kvmate.unload()
+}
+
+/// A vCPU that waits for a CPU between its exit and its halt, which is over at once: the interrupt for
+/// it is there by then.
+fn preempted_before_a_halt() -> Result<()> {
+    const ROUNDS: u64 = 6;
+    let kvmate = Kvmate::load("times=1")?;
+    let delay = Delay::load()?;
+    let vm = Vm::new(long::MEMORY, true)?;
+    long::load(&vm);
+    let mut vcpu = vm.vcpu(0)?;
+    let stop = Stop::default();
+    let [least, most] = thread::scope(|scope| -> Result<_> {
+        let _stop = stop.on_drop();
+        let other = scope.spawn(|| -> Result<()> {
+            pin()?;
+            while !stop.asked() {
+                std::hint::spin_loop();
+            }
+            Ok(())
+        });
+        let running = scope.spawn(|| -> Result<_> {
+            pin()?;
+            long::start(&vcpu, 0, 0x40, 0)?;
+            long::run(&mut vcpu)?;
+            let before = waited()?;
+            long::start(&vcpu, 0, 0x40, ROUNDS)?;
+            long::run(&mut vcpu)?;
+            let after = waited()?;
+            long::run(&mut vcpu)?;
+            Ok([after - before, waited()?])
+        });
+        delay.at("halting", Duration::from_millis(15))?;
+        for number in 1..=ROUNDS {
+            delay.until_hit("halting", number - 1)?;
+            vm.fd.signal_msi(kvm_bindings::kvm_msi {
+                address_lo: 0xfee0_0000,
+                data: 0x40,
+                ..Default::default()
+            })?;
+            // Two of one vector would be one.
+            while long::seen(&vm.memory, 0x40) < number && !running.is_finished() {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let waits = running.join().expect("the vCPU's thread")?;
+        stop.ask();
+        other.join().expect("the other thread")?;
+        Ok(waits)
+    })?;
+    delay.unload()?;
+    let parts = table::sum_of(&times(&kvmate, &name_of(&vm.fd))?);
+    ensure!(least >= 2_000_000, "it waited for {least} ns only");
+    // Rounded down, an exit each.
+    ensure!(
+        (least..=most + parts.count).contains(&(parts.preempted + parts.count)),
+        "it waited for {least} ns to {most}: {parts:?}"
+    );
+    drop(vcpu);
     drop(vm);
     kvmate.unload()
 }
