@@ -87,8 +87,10 @@ pub enum Format {
     EptViolation,
 }
 
-/// Where a fault was, by why the guest exited for it: a nested page fault has a guest-physical
-/// address, an intercepted `#PF` (shadow paging) a guest-virtual one.
+/// What a fault's code means, and whether its address is known to be guest-physical, by why the guest
+/// exited for it: a nested page fault has such an address, an intercepted `#PF` (shadow paging) a
+/// guest-virtual one. Without a known exit (its guest hides it, or the record was begun anew since) the
+/// address may be either, and the code is taken for a nested fault's.
 pub fn kind(vendor: Vendor, code: Option<u64>) -> (Format, bool) {
     const SVM_PF: u64 = 0x4e;
     const VMX_EXCEPTION: u64 = 0;
@@ -96,8 +98,8 @@ pub fn kind(vendor: Vendor, code: Option<u64>) -> (Format, bool) {
         (Vendor::Svm, Some(SVM_PF)) | (Vendor::Vmx, Some(VMX_EXCEPTION)) => {
             (Format::PageFault, false)
         }
-        (Vendor::Svm, _) => (Format::PageFault, true),
-        (Vendor::Vmx, _) => (Format::EptViolation, true),
+        (Vendor::Svm, exit) => (Format::PageFault, exit.is_some()),
+        (Vendor::Vmx, exit) => (Format::EptViolation, exit.is_some()),
     }
 }
 
@@ -226,5 +228,7 @@ mod tests {
         assert_eq!(kind(Vendor::Svm, Some(0x4e)), (Format::PageFault, false));
         assert_eq!(kind(Vendor::Vmx, Some(48)), (Format::EptViolation, true));
         assert_eq!(kind(Vendor::Vmx, Some(0)), (Format::PageFault, false));
+        assert_eq!(kind(Vendor::Svm, None), (Format::PageFault, false));
+        assert_eq!(kind(Vendor::Vmx, None), (Format::EptViolation, false));
     }
 }

@@ -10,7 +10,7 @@
 //! What cannot be read is not guessed: SEV-ES, SNP and TDX guests hide their registers, and
 //! Hyper-V's enlightened VMCS is not read by `VMREAD`.
 
-use super::{by_vcpu::ZeroIsNew, kvm::LiveVcpu, probes::RunningVcpu};
+use super::{by_vcpu::ZeroIsNew, kvm::LiveVcpu, names, probes::RunningVcpu};
 use crate::{pure::reason::Vendor, raw};
 use core::{
     mem::MaybeUninit,
@@ -146,10 +146,12 @@ impl ExitSource {
         self.state.fetch_xor(before ^ state, Relaxed);
     }
 
-    /// Whose codes it gives.
+    /// Whose codes it gives. Where nothing is decided, or nothing can be read: the processor's, which is
+    /// whose KVM runs.
     pub(crate) fn vendor(&self) -> Vendor {
         match self.state() {
             VMX => Vendor::Vmx,
+            NEW | UNKNOWN => names::vendor(),
             _ => Vendor::Svm,
         }
     }
