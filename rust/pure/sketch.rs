@@ -154,24 +154,14 @@ impl Snapshot {
 /// other, less its [`Snapshot::least`] (by [`less`]), of which `least` is the sum. Sums up what is of
 /// one key; the most frequent come first. Gives how many there are.
 pub fn merge(all: &mut [Hits], least: u64) -> usize {
-    sort::by_key(all, |&hits| hits);
-    let mut length: usize = 0;
-    for next in 0..all.len() {
-        let Some(&Hits { key, count, error }) = all.get(next) else {
-            break;
-        };
-        let before = length.checked_sub(1).and_then(|at| all.get_mut(at));
-        match before.filter(|sum| sum.key == key) {
-            Some(sum) => {
-                sum.count = sum.count.wrapping_add(count);
-                sum.error = sum.error.wrapping_add(error);
-            }
-            None => {
-                all.swap(length, next);
-                length += 1;
-            }
-        }
-    }
+    let length = sort::merge_by_key(
+        all,
+        |hits| hits.key,
+        |sum, hits| {
+            sum.count = sum.count.wrapping_add(hits.count);
+            sum.error = sum.error.wrapping_add(hits.error);
+        },
+    );
     let merged = all.get_mut(..length).unwrap_or_default();
     for hits in merged.iter_mut() {
         hits.count = hits.count.wrapping_add(least);

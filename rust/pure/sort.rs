@@ -16,6 +16,31 @@ pub fn by_key<T, K: Ord>(items: &mut [T], key: impl Fn(&T) -> K) {
     }
 }
 
+/// Sort by a key, and `add` all that have equal keys to one of them. Gives how many are left; they stand
+/// first.
+pub fn merge_by_key<T: Copy, K: Ord>(
+    items: &mut [T],
+    key: impl Fn(&T) -> K,
+    add: impl Fn(&mut T, &T),
+) -> usize {
+    by_key(items, &key);
+    let mut length: usize = 0;
+    for next in 0..items.len() {
+        let Some(&item) = items.get(next) else {
+            break;
+        };
+        let before = length.checked_sub(1).and_then(|at| items.get_mut(at));
+        match before.filter(|sum| key(sum) == key(&item)) {
+            Some(sum) => add(sum, &item),
+            None => {
+                items.swap(length, next);
+                length += 1;
+            }
+        }
+    }
+    length
+}
+
 /// Let what stands at `root` sink below what is greater, in the heap of the first `end` items.
 fn sink<T, K: Ord>(items: &mut [T], mut root: usize, end: usize, key: &impl Fn(&T) -> K) {
     // Whether the first is smaller; of places that there are.
@@ -44,6 +69,18 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn merges(items in prop::collection::vec((0..9u32, any::<u16>()), 0..200)) {
+            let mut expected = std::collections::BTreeMap::<u32, u64>::new();
+            for &(key, count) in &items {
+                *expected.entry(key).or_default() += u64::from(count);
+            }
+            let mut items: Vec<_> = items.into_iter().map(|(k, c)| (k, u64::from(c))).collect();
+            let length = super::merge_by_key(&mut items, |&(key, _)| key, |sum, item| sum.1 += item.1);
+            items.truncate(length);
+            prop_assert_eq!(items, expected.into_iter().collect::<Vec<_>>());
+        }
+
         #[test]
         fn sorts(mut items in prop::collection::vec(prop_oneof![0..20u32, any::<u32>()], 0..200)) {
             let mut expected = items.clone();

@@ -8,7 +8,7 @@ use crate::{
         sketch::{self, Hits, Snapshot},
         sort,
     },
-    wrap::debugfs::Table,
+    wrap::{debugfs::Table, task},
 };
 use core::cmp::Reverse;
 use kernel::{
@@ -70,11 +70,8 @@ impl Sums {
             for (class, sum) in &mut classes {
                 *sum += events.faults.class(*class);
             }
-            for (slot, count) in events.faults.slots() {
-                match slots.iter_mut().find(|(known, _)| *known == slot) {
-                    Some((_, sum)) => *sum += count,
-                    None => slots.push((slot, count), GFP_KERNEL)?,
-                }
+            for slot in events.faults.slots() {
+                slots.push(slot, GFP_KERNEL)?;
             }
             // Another CPU writes for some hundred nanoseconds at a time.
             let read = events
@@ -86,7 +83,10 @@ impl Sums {
                 ranges.push(sketch::less(hits, snapshot.least()), GFP_KERNEL)?;
             }
             least += snapshot.least();
+            task::give_way();
         }
+        let length = sort::merge_by_key(&mut slots, |&(slot, _)| slot, |sum, slot| sum.1 += slot.1);
+        slots.truncate(length);
         sort::by_key(&mut classes, |&(class, count)| {
             (Reverse(count), class.number())
         });

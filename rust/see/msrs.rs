@@ -4,7 +4,7 @@
 use super::vm::{Recording, Vcpu, Vm};
 use crate::{
     pure::{msrs::Line, sort},
-    wrap::{debugfs::Table, names},
+    wrap::{debugfs::Table, names, task},
 };
 use kernel::{
     fmt,
@@ -59,12 +59,12 @@ pub(super) fn lines(recordings: &[Recording]) -> Result<KVVec<Line>> {
     let mut lines: KVVec<Line> = KVVec::new();
     for (.., events) in recordings.iter().filter_map(Recording::hot) {
         for line in events.msrs.lines() {
-            match lines.iter_mut().find(|sum| sum.index == line.index) {
-                Some(sum) => sum.add(&line),
-                None => lines.push(line, GFP_KERNEL)?,
-            }
+            lines.push(line, GFP_KERNEL)?;
         }
+        task::give_way();
     }
+    let length = sort::merge_by_key(&mut lines, |line| line.index, Line::add);
+    lines.truncate(length);
     sort::by_key(&mut lines, Line::order);
     Ok(lines)
 }

@@ -7,7 +7,7 @@
 use super::{
     eventfd::{EventFd, EventFdId},
     kvm::LiveVm,
-    task::TaskRef,
+    task::{give_way, TaskRef},
 };
 use crate::raw;
 use core::ptr::NonNull;
@@ -76,8 +76,7 @@ pub(crate) fn each_eventfd(task: u32, mut visit: impl FnMut(EventFdId, u32)) {
             visit(eventfd.id(), fd);
         }
         fd += 1;
-        // SAFETY: Process context.
-        unsafe { bindings::__cond_resched() };
+        give_way();
     }
 }
 
@@ -100,7 +99,6 @@ pub(crate) fn each_vm(mut visit: impl FnMut(LiveVm<'_>)) {
                 visit(unsafe { LiveVm::new(vm) });
             }
         }
-        // SAFETY: Process context.
-        unsafe { bindings::__cond_resched() };
+        give_way();
     }
 }

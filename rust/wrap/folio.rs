@@ -3,7 +3,10 @@
 //!
 //! C header: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h)
 
-use super::iov::{Destination, Source};
+use super::{
+    iov::{Destination, Source},
+    task::give_way,
+};
 use crate::raw;
 use core::{mem::ManuallyDrop, ptr::NonNull};
 use kernel::{bindings, error::to_result, prelude::*};
@@ -163,8 +166,8 @@ impl LockedFolio {
             // SAFETY: Pages of the folio, which we hold; nobody else reads it before it is up to
             // date.
             unsafe { raw::kvmate_folio_clear(self.0.as_ptr(), first, some as u32) };
-            // SAFETY: Process context, and a folio's lock may be held over it.
-            unsafe { bindings::__cond_resched() };
+            // A folio's lock may be held over it.
+            give_way();
         }
     }
 

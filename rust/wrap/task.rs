@@ -29,6 +29,12 @@ unsafe impl Send for TaskRef {}
 // SAFETY: What is read of it anybody may read at any time.
 unsafe impl Sync for TaskRef {}
 
+/// Let other tasks run, where some wait. Process context that may sleep.
+pub(crate) fn give_way() {
+    // SAFETY: As the callers are in process context; at most it schedules.
+    unsafe { bindings::__cond_resched() };
+}
+
 impl Drop for TaskRef {
     fn drop(&mut self) {
         // SAFETY: Our reference (type invariant), given back once.
