@@ -73,17 +73,20 @@ bool kvmate_module_live(struct module *mod)
 	return mod->state == MODULE_STATE_LIVE;
 }
 
-unsigned long kvmate_probe_address(const char *name)
+int kvmate_probe_address(const char *name, unsigned long *address)
 {
 	struct kprobe probe = {
 		.symbol_name = name,
 		.flags = KPROBE_FLAG_DISABLED,
 	};
+	int error;
 
-	if (register_kprobe(&probe))
-		return 0;
+	error = register_kprobe(&probe);
+	if (error)
+		return error;
 	unregister_kprobe(&probe);
-	return (unsigned long)probe.addr;
+	*address = (unsigned long)probe.addr;
+	return 0;
 }
 
 void *kvmate_ftrace_argument(struct ftrace_regs *fregs, unsigned int number)

@@ -44,8 +44,8 @@ void kvmate_tracepoint_synchronize(void);
 bool kvmate_module_is(struct module *mod, const char *name);
 bool kvmate_module_live(struct module *mod);
 
-/* Where a kernel probe by that name would stand; 0 if nowhere. Sleeps. */
-unsigned long kvmate_probe_address(const char *name);
+/* Where a kernel probe by that name would stand. -ENOENT: there is no such function. Sleeps. */
+int kvmate_probe_address(const char *name, unsigned long *address);
 void *kvmate_ftrace_argument(struct ftrace_regs *fregs, unsigned int number);
 
 void __percpu *kvmate_percpu_alloc(size_t size, size_t align);

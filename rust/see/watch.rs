@@ -251,7 +251,10 @@ impl Kvm {
         have(&mut self.irqs, irqs, || {
             let probes = Probes::of_interrupts(tracepoints, registry.clone())?;
             // A KVM may have been built without such a function: then nobody tells.
-            let accepts = Accepts::register(registry.clone()).ok();
+            let accepts = match Accepts::register(registry.clone()) {
+                Err(ENOENT) => None,
+                registered => Some(registered?),
+            };
             ACCEPTS_TOLD.store(accepts.is_some(), Relaxed);
             Ok((probes, accepts))
         })?;

@@ -52,7 +52,8 @@ pub(crate) trait Accepting: Send + Sync + 'static {
 pub(crate) struct Accepts<T: Accepting>(#[expect(dead_code)] FunctionHooks<Arc<T>>);
 
 impl<T: Accepting> Accepts<T> {
-    /// Let `target` know from now on. `ENOENT`: this KVM has no such function.
+    /// Let `target` know from now on. `ENOENT`: this KVM has no such function. `ENOMEM`, and what ftrace
+    /// says where it is broken.
     pub(crate) fn register(target: Arc<T>) -> Result<Self> {
         let place = Place::of(c"__apic_accept_irq")?;
         // SAFETY: `on_accept` takes the private data for an `Arc<T>`, and that is its function.

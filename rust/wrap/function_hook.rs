@@ -19,16 +19,16 @@ use kernel::{
 pub(super) struct Place(usize);
 
 impl Place {
-    /// That of a function, by its name. `ENOENT`: there is none.
+    /// That of a function, by its name. `ENOENT`: there is none. `ENOMEM`, and what kernel probes say of
+    /// functions that may not be probed.
     ///
     /// ftrace could find it too, but looks up the names of all that can be traced for it, which
     /// takes a third of a second on an emulated machine.
     pub(super) fn of(function: &CStr) -> Result<Self> {
-        // SAFETY: Process context; the name is used in the call only.
-        match unsafe { raw::kvmate_probe_address(function.as_char_ptr()) } {
-            0 => Err(ENOENT),
-            address => Ok(Self(address)),
-        }
+        let mut address = 0;
+        // SAFETY: Process context; name and place are used in the call only.
+        to_result(unsafe { raw::kvmate_probe_address(function.as_char_ptr(), &mut address) })?;
+        Ok(Self(address))
     }
 
     /// Whether an address where ftrace hooks is this function's: functions begin sixteen bytes
