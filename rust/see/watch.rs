@@ -160,9 +160,9 @@ impl Watch {
         let mut now = before;
         change(&mut now)?;
         if let Some(kvm) = &mut state.kvm {
-            if let Err(error) = kvm.probe(now, &self.registry) {
+            if let Err(error) = kvm.probe(now, before, &self.registry) {
                 // Only takes away what was new.
-                let _ = kvm.probe(before, &self.registry);
+                let _ = kvm.probe(before, before, &self.registry);
                 return Err(error);
             }
         }
@@ -214,23 +214,34 @@ impl Watch {
     }
 }
 
-/// Have something, or do not.
-fn have<T>(it: &mut Option<T>, wanted: bool, get: impl FnOnce() -> Result<T>) -> Result {
+/// Have something, or do not. What was wanted `before` and this KVM lacks has been told of when KVM came:
+/// it is in nobody's way.
+fn have<T>(
+    it: &mut Option<T>,
+    wanted: bool,
+    before: bool,
+    get: impl FnOnce() -> Result<T>,
+) -> Result {
     if !wanted {
         *it = None;
     } else if it.is_none() {
-        *it = Some(get()?);
+        match get() {
+            Ok(got) => *it = Some(got),
+            Err(ENOENT) if before => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
 
 impl Kvm {
-    /// Have the probes that are wanted. An error leaves those that stood.
-    fn probe(&mut self, wanted: Wanted, registry: &Arc<Registry>) -> Result {
+    /// Have the probes that are wanted, where others were wanted `before`. The first error, after all were
+    /// tried; it leaves those that stood.
+    fn probe(&mut self, wanted: Wanted, before: Wanted, registry: &Arc<Registry>) -> Result {
         let tracepoints = self.tracepoints;
         let [times, msrs, faults, irqs] =
             [wanted.times, wanted.msrs, wanted.faults, wanted.irqs].map(|on| on && wanted.observe);
-        have(&mut self.probes, wanted.observe, || {
+        have(&mut self.probes, wanted.observe, before.observe, || {
             Probes::register(tracepoints, registry.clone())
         })?;
         if !wanted.observe {
@@ -238,17 +249,17 @@ impl Kvm {
         }
         // Exits whose time is split want all their pauses told.
         registry.split_times(times && self.pauses.is_some());
-        have(&mut self.pauses, times, || {
+        let pauses = have(&mut self.pauses, times, before.times, || {
             Probes::of_pauses(tracepoints, registry.clone())
-        })?;
-        registry.split_times(times);
-        have(&mut self.msrs, msrs, || {
+        });
+        registry.split_times(times && self.pauses.is_some());
+        let msrs = have(&mut self.msrs, msrs, before.msrs, || {
             Probes::of_msrs(tracepoints, registry.clone())
-        })?;
-        have(&mut self.faults, faults, || {
+        });
+        let faults = have(&mut self.faults, faults, before.faults, || {
             Probes::of_page_faults(tracepoints, registry.clone())
-        })?;
-        have(&mut self.irqs, irqs, || {
+        });
+        let irqs = have(&mut self.irqs, irqs, before.irqs, || {
             let probes = Probes::of_interrupts(tracepoints, registry.clone())?;
             // A KVM may have been built without such a function: then nobody tells.
             let accepts = match Accepts::register(registry.clone()) {
@@ -257,20 +268,20 @@ impl Kvm {
             };
             ACCEPTS_TOLD.store(accepts.is_some(), Relaxed);
             Ok((probes, accepts))
-        })?;
+        });
         registry.trace_exits(traced::LINES, wanted.traces(Class::Exits));
         let tracer = || Ok::<_, Error>(Arc::new(Tracer(registry.clone()), GFP_KERNEL)?);
-        let [msrs, faults, irqs] = &mut self.traced;
-        have(msrs, wanted.traces(Class::Msrs), || {
+        let [of_msrs, of_faults, of_irqs] = &mut self.traced;
+        let traced = have(of_msrs, wanted.traces(Class::Msrs), || {
             Probes::of_msrs(tracepoints, tracer()?)
-        })?;
-        have(faults, wanted.traces(Class::Faults), || {
+        })
+        .and(have(of_faults, wanted.traces(Class::Faults), || {
             Probes::of_page_faults(tracepoints, tracer()?)
-        })?;
-        have(irqs, wanted.traces(Class::Interrupts), || {
+        }))
+        .and(have(of_irqs, wanted.traces(Class::Interrupts), || {
             Probes::of_interrupts(tracepoints, tracer()?)
-        })?;
-        Ok(())
+        }));
+        pauses.and(msrs).and(faults).and(irqs).and(traced)
     }
 }
 
@@ -293,7 +304,8 @@ impl KvmEvents for Watch {
         };
         self.registry.poke.kvm_is_there(tracepoints);
         self.hook(&mut kvm);
-        if let Err(error) = kvm.probe(state.wanted, &self.registry) {
+        // Whatever is there: all that is not is told of.
+        if let Err(error) = kvm.probe(state.wanted, Wanted::default(), &self.registry) {
             pr_err!("not all that knobs ask for is recorded: no probe for it: {error:?}\n");
         }
         state.kvm = Some(kvm);
@@ -305,7 +317,7 @@ impl KvmEvents for Watch {
         let mut state = self.state.lock();
         if let Some(mut kvm) = state.kvm.take() {
             // Without any wish there is nothing that could fail.
-            let _ = kvm.probe(Wanted::default(), &self.registry);
+            let _ = kvm.probe(Wanted::default(), state.wanted, &self.registry);
             self.registry.hide();
             drop(kvm);
         }
