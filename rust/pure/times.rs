@@ -17,8 +17,10 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 /// A task, and how long it has waited for a CPU so far, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// Which task; never 0.
+    /// Which task; never 0. Another may have the same when this one has gone.
     pub task: usize,
+    /// When it was made.
+    pub made: u64,
     /// Its `sched_info.run_delay`.
     pub delay: u64,
 }
@@ -75,6 +77,7 @@ pub struct Open {
     /// Counts how often splitting was switched on or off.
     turn: AtomicU64,
     task: AtomicUsize,
+    made: AtomicU64,
     /// The task's `run_delay` when it was last looked at.
     seen: AtomicU64,
     /// When the task went to user space; 0: it has not.
@@ -119,7 +122,7 @@ impl Open {
     /// The writer: the guest has exited, in this turn of splitting.
     pub fn begin(&self, at: Moment, turn: u64) {
         self.turn.store(turn, Relaxed);
-        self.task.store(at.task, Relaxed);
+        self.set_task(at);
         self.seen.store(at.delay, Relaxed);
         self.user_since.store(0, Relaxed);
         self.kernel.clear();
@@ -131,12 +134,21 @@ impl Open {
         self.turn.load(Relaxed) == turn
     }
 
+    fn set_task(&self, at: Moment) {
+        self.task.store(at.task, Relaxed);
+        self.made.store(at.made, Relaxed);
+    }
+
+    fn is_task(&self, at: Moment) -> bool {
+        self.task.load(Relaxed) == at.task && self.made.load(Relaxed) == at.made
+    }
+
     /// How long the task has waited since it was last looked at. Of another task that is not known.
     fn waited(&self, at: Moment) -> u64 {
         let before = self.seen.load(Relaxed);
         self.seen.store(at.delay, Relaxed);
-        if self.task.load(Relaxed) != at.task {
-            self.task.store(at.task, Relaxed);
+        if !self.is_task(at) {
+            self.set_task(at);
             return 0;
         }
         at.delay.saturating_sub(before)
@@ -158,7 +170,7 @@ impl Open {
 
     /// The writer: the task goes to user space. Whether it was in the kernel for this exit.
     pub fn to_user(&self, now: u64, at: Moment) -> bool {
-        if self.task.load(Relaxed) != at.task || self.user_since.load(Relaxed) != 0 {
+        if !self.is_task(at) || self.user_since.load(Relaxed) != 0 {
             return false;
         }
         add(&self.kernel.delay, self.waited(at));
@@ -197,6 +209,7 @@ impl Open {
         Self {
             turn: AtomicU64::new(0),
             task: AtomicUsize::new(0),
+            made: AtomicU64::new(0),
             seen: AtomicU64::new(0),
             user_since: AtomicU64::new(0),
             kernel: window(),
@@ -214,7 +227,11 @@ mod tests {
     const KHZ: u32 = 1_000_000;
 
     fn at(delay: u64) -> Moment {
-        Moment { task: 7, delay }
+        Moment {
+            task: 7,
+            made: 1,
+            delay,
+        }
     }
 
     #[test]
@@ -266,14 +283,18 @@ mod tests {
     #[test]
     fn another_task_has_another_delay() {
         let open = Open::zeroed();
-        open.begin(at(5), 1);
-        let other = Moment {
-            task: 8,
-            delay: 1 << 40,
-        };
-        assert!(!open.to_user(10, other));
-        assert!(open.to_user(10, at(5)));
-        assert_eq!(open.end(100, 100, other, KHZ).preempted, 0);
+        // The second has the address of one that has gone.
+        for (task, made) in [(8, 1), (7, 2)] {
+            let other = Moment {
+                task,
+                made,
+                delay: 1 << 40,
+            };
+            open.begin(at(5), 1);
+            assert!(!open.to_user(10, other));
+            assert!(open.to_user(10, at(5)));
+            assert_eq!(open.end(100, 100, other, KHZ).preempted, 0);
+        }
     }
 
     proptest! {
@@ -287,7 +308,11 @@ mod tests {
             let mut delay = 0;
             for (step, ns, waited, task) in steps {
                 delay += u64::from(waited);
-                let at = Moment { task, delay };
+                let at = Moment {
+                    task,
+                    made: 1,
+                    delay,
+                };
                 match step {
                     0 => open.halted(u64::from(ns) * 1000, at),
                     1 => { open.to_user(ns.into(), at); }

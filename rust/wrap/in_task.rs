@@ -35,9 +35,12 @@ impl<'a> InTask<'a> {
     /// Which task it is, and how long it has waited for a CPU. Without `CONFIG_SCHED_INFO` it never
     /// has.
     pub(crate) fn moment(self) -> Moment {
+        // SAFETY: There is always a current task.
+        let task = unsafe { bindings::get_current() };
         Moment {
-            // SAFETY: There is always a current task.
-            task: unsafe { bindings::get_current() }.addr(),
+            task: task.addr(),
+            // SAFETY: The current task, in which this is set once, before it runs.
+            made: unsafe { (*task).start_time },
             // SAFETY: Reads a number of the current task's, which changes only while it does not run.
             delay: unsafe { raw::kvmate_run_delay() },
         }

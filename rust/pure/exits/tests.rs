@@ -103,7 +103,11 @@ fn a_lost_entry_gives_no_time() {
 #[test]
 fn a_split_exit_has_parts() {
     let record = record();
-    let at = |delay| Moment { task: 3, delay };
+    let at = |delay| Moment {
+        task: 3,
+        made: 1,
+        delay,
+    };
     exit(&record, 1, 100);
     record.entry(150, || panic!("an open exit"));
     exit(&record, 1, 200);
@@ -134,9 +138,25 @@ fn a_split_exit_has_parts() {
 fn a_lost_entry_ends_a_split_exit() {
     let record = record();
     exit(&record, 1, 100);
-    record.split(Moment { task: 3, delay: 0 }, 7);
+    record.split(
+        Moment {
+            task: 3,
+            made: 1,
+            delay: 0,
+        },
+        7,
+    );
     record.lose_entry();
-    record.entry_split(300, Moment { task: 3, delay: 0 }, 7, 1);
+    record.entry_split(
+        300,
+        Moment {
+            task: 3,
+            made: 1,
+            delay: 0,
+        },
+        7,
+        1,
+    );
     assert_eq!(lines(&record)[0].timed(), 0);
     exit(&record, 1, 400);
     record.entry(450, || panic!("an open exit"));
