@@ -128,8 +128,8 @@ struct kvmate_vm_stats {
  *   page_faults_mmio		where there is no memory
  *   irqs_injected, irqs_eoi	interrupts put into the guest, and ended by it, while knobs/irqs
  *				was 1
- *   irqs_hidden		1: hardware does both by itself (APICv, AVIC) now, and what the two
- *				before this one say is not all
+ *   irqs_hidden		1: hardware does both by itself (APICv, AVIC), or did, and what the
+ *				two before this one say is not all
  *   irqs_accepted		interrupts that KVM gave to LAPICs, while knobs/irqs was 1
  *   irqs_accepted_hidden	1: KVM was built so that this cannot be told
  */

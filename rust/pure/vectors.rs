@@ -4,7 +4,7 @@
 //! One writer, the task that runs the vCPU, but of what is accepted: that anybody may send. Readers
 //! get each counter as it is when they read it.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// How many vectors there are.
 pub const VECTORS: usize = 256;
@@ -14,6 +14,8 @@ pub struct Vectors {
     injected: [AtomicU64; VECTORS],
     accepted: [AtomicU64; VECTORS],
     ended: [AtomicU64; VECTORS],
+    /// Hardware has injected and ended some of them by itself, or may have.
+    hidden: AtomicBool,
 }
 
 /// A number that is no vector is ignored.
@@ -41,6 +43,16 @@ impl Vectors {
         bump(&self.ended, vector);
     }
 
+    /// Whoever knows: what is counted as injected and ended is not all, from now on.
+    pub fn hide(&self) {
+        self.hidden.store(true, Relaxed);
+    }
+
+    /// A reader: whether it is not all.
+    pub fn hidden(&self) -> bool {
+        self.hidden.load(Relaxed)
+    }
+
     /// A reader: how many were injected, accepted, and ended.
     pub fn of(&self, vector: usize) -> [u64; 3] {
         [&self.injected, &self.accepted, &self.ended]
@@ -58,7 +70,11 @@ mod tests {
             injected: [const { AtomicU64::new(0) }; VECTORS],
             accepted: [const { AtomicU64::new(0) }; VECTORS],
             ended: [const { AtomicU64::new(0) }; VECTORS],
+            hidden: AtomicBool::new(false),
         };
+        assert!(!vectors.hidden());
+        vectors.hide();
+        assert!(vectors.hidden());
         for vector in 0..300 {
             (0..vector).for_each(|_| vectors.inject(vector));
             (0..vector / 2).for_each(|_| vectors.end(vector));

@@ -167,7 +167,10 @@ impl Pauses for Registry {
 
 impl Accepting for Registry {
     fn on_accept(this: ArcBorrow<'_, Self>, accepted: Accepted<'_>) {
-        if let Some((.., events)) = this.hot.of_lapic(&accepted) {
+        if let Some((vm, (.., events))) = this.hot.of_lapic(&accepted) {
+            if vm.apicv() {
+                events.vectors.hide();
+            }
             events.vectors.accept(accepted.vector);
         }
     }

@@ -16,6 +16,9 @@ use kernel::{
 /// [`super::Watch`].
 pub(super) static ACCEPTS_TOLD: AtomicBool = AtomicBool::new(false);
 
+/// Whether interrupts are recorded now; likewise.
+pub(super) static RECORDED: AtomicBool = AtomicBool::new(false);
+
 /// A count, or `-` where nobody tells.
 struct Count(Option<u64>);
 
@@ -30,7 +33,7 @@ impl fmt::Display for Count {
 
 /// What is known of some vCPUs' interrupts together.
 pub(super) struct Irqs {
-    /// Hardware injects and ends by itself: what was counted is not all of it.
+    /// Hardware injects and ends by itself, or did: what was counted is not all of it.
     pub(super) hidden: bool,
     /// KVM does not tell what LAPICs accept.
     pub(super) accepts_hidden: bool,
@@ -42,7 +45,14 @@ impl Irqs {
     /// What was recorded of vCPUs of this VM.
     pub(super) fn of(vm: &Vm, recordings: &[Recording]) -> Result<Self> {
         let mut vectors = KVVec::from_elem([0; 3], VECTORS, GFP_KERNEL)?;
+        // Of a VM that has just ended it is not known.
+        let mut hidden = vm.gate.enter_irq_off(|vm| vm.apicv()) != Some(false);
+        let hides = hidden && RECORDED.load(Relaxed);
         for (.., events) in recordings.iter().filter_map(Recording::hot) {
+            if hides {
+                events.vectors.hide();
+            }
+            hidden |= events.vectors.hidden();
             for (vector, sums) in vectors.iter_mut().enumerate() {
                 for (sum, count) in sums.iter_mut().zip(events.vectors.of(vector)) {
                     *sum += count;
@@ -50,7 +60,7 @@ impl Irqs {
             }
         }
         Ok(Self {
-            hidden: vm.gate.enter_irq_off(|vm| vm.apicv()) == Some(true),
+            hidden,
             accepts_hidden: !ACCEPTS_TOLD.load(Relaxed),
             vectors,
         })

@@ -3,7 +3,7 @@
 
 use super::{
     ended::Ended,
-    irqs::ACCEPTS_TOLD,
+    irqs::{ACCEPTS_TOLD, RECORDED},
     layouts::Layouts,
     map::{self, Answer, Why},
     registry::Registry,
@@ -272,15 +272,25 @@ impl Kvm {
         registry.trace_exits(traced::LINES, wanted.traces(Class::Exits));
         let tracer = || Ok::<_, Error>(Arc::new(Tracer(registry.clone()), GFP_KERNEL)?);
         let [of_msrs, of_faults, of_irqs] = &mut self.traced;
-        let traced = have(of_msrs, wanted.traces(Class::Msrs), || {
-            Probes::of_msrs(tracepoints, tracer()?)
-        })
-        .and(have(of_faults, wanted.traces(Class::Faults), || {
-            Probes::of_page_faults(tracepoints, tracer()?)
-        }))
-        .and(have(of_irqs, wanted.traces(Class::Interrupts), || {
-            Probes::of_interrupts(tracepoints, tracer()?)
-        }));
+        let traced = have(
+            of_msrs,
+            wanted.traces(Class::Msrs),
+            before.traces(Class::Msrs),
+            || Probes::of_msrs(tracepoints, tracer()?),
+        )
+        .and(have(
+            of_faults,
+            wanted.traces(Class::Faults),
+            before.traces(Class::Faults),
+            || Probes::of_page_faults(tracepoints, tracer()?),
+        ))
+        .and(have(
+            of_irqs,
+            wanted.traces(Class::Interrupts),
+            before.traces(Class::Interrupts),
+            || Probes::of_interrupts(tracepoints, tracer()?),
+        ));
+        RECORDED.store(self.irqs.is_some(), Relaxed);
         pauses.and(msrs).and(faults).and(irqs).and(traced)
     }
 }

@@ -27,7 +27,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// Preemption is off for `'a`.
+/// Preemption is off, and the hooked function stands at its begin, for `'a`.
 pub(crate) struct Accepted<'a> {
     lapic: Lapic,
     /// As what.

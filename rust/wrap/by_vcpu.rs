@@ -21,13 +21,13 @@ use super::{
     accepts::Accepted,
     events::FaultingVcpu,
     in_task::InTask,
-    kvm::{VcpuId, VmId},
+    kvm::{LiveVm, VcpuId, VmId},
     percpu::PerCpuPointer,
     probes::{self, RunningVcpu},
 };
 use crate::pure::{events::Events, exits::Record};
 use core::{
-    ptr,
+    ptr::{self, NonNull},
     sync::atomic::{
         AtomicPtr, AtomicU64, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
@@ -203,11 +203,15 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
         self.find_by(vcpu.id(), task)
     }
 
-    /// What is kept for the vCPU whose LAPIC has accepted an interrupt, if anything.
-    pub(crate) fn of_lapic<'a>(&self, accepted: &Accepted<'a>) -> Option<&'a T> {
+    /// What is kept for the vCPU whose LAPIC has accepted an interrupt, if anything, and its VM.
+    pub(crate) fn of_lapic<'a>(&self, accepted: &Accepted<'a>) -> Option<(LiveVm<'a>, &'a T)> {
         // SAFETY: Preemption is off for `'a`, and settling waits for RCU.
-        let entry = unsafe { self.search(By::Lapic, accepted.lapic().get()) };
-        entry.map(|entry| &entry.value)
+        let entry = unsafe { self.search(By::Lapic, accepted.lapic().get()) }?;
+        let vm = ptr::with_exposed_provenance_mut(entry.vm.load(Relaxed));
+        // SAFETY: KVM's function that we are called at begins with that LAPIC in hand, which goes
+        // with its VM only; and for `'a` it has not gone on.
+        let vm = unsafe { LiveVm::new(NonNull::new(vm)?) };
+        Some((vm, &entry.value))
     }
 
     /// What `which` chooses, if it chooses any: it is asked of what this CPU remembers first.

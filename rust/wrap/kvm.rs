@@ -9,6 +9,7 @@
 //! is that of the reason:
 //!
 //! - in a probe on `kvm_exit` or `kvm_entry`: KVM is running that vCPU ([`super::probes`]);
+//! - in the hook on what a LAPIC accepts, whose caller has the LAPIC in hand ([`super::accepts`]);
 //! - in the hooks on `kvm_arch_vcpu_postcreate()` and `kvm_arch_pre_destroy_vm()`, whose caller has
 //!   the VM in hand ([`super::life`]);
 //! - while a file of the VM is held ([`super::files`]), for work that must sleep;
