@@ -5,7 +5,9 @@
 //! function that it is in is hooked: `__apic_accept_irq(apic, delivery_mode, vector, level, trig_mode,
 //! ...)`, which both ways of an interrupt go through, from a sender and from the LAPIC's own timer and
 //! lines. It is KVM's own, not an interface: a kernel built without it as a function of that name is
-//! told of (`ENOENT`), and what it gives is only compared with what we know, never followed.
+//! told of (`ENOENT`), and what it gives is only compared with what we know, never followed. A compiler
+//! that inlines it for one of its callers leaves the function for the others: that caller's are then
+//! missed, and nothing tells. The tests compare with KVM's trace events.
 //!
 //! It runs in whatever context the sender is, any CPU at a time. A reader's section of RCU (preemption
 //! is off) is what [`super::by_vcpu::ByVcpu::settle`] waits for.

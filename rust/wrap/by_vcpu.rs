@@ -214,7 +214,9 @@ impl<T: Sync + Send + ZeroIsNew + 'static> ByVcpu<T> {
         Some((vm, &entry.value))
     }
 
-    /// What `which` chooses, if it chooses any: it is asked of what this CPU remembers first.
+    /// What `which` chooses, if it chooses any: it is asked of what this CPU remembers first, which is nearly
+    /// always right. Else all are walked with preemption off: [`BUCKETS`] loads, and what each vCPU there
+    /// is costs `which`.
     pub(crate) fn choose<'a>(&self, _: InTask<'a>, which: impl Fn(&T) -> bool) -> Option<&'a T> {
         // SAFETY: As in `of_loaded`.
         let last = unsafe { self.last.get().as_ref() };

@@ -111,7 +111,8 @@ pub struct Parts {
     pub kernel: u64,
 }
 
-/// A table `times`, in which each line must add up.
+/// A table `times`. That each line adds up tells that the columns are these, and no more: the last is what
+/// the others leave. Tests have to bound it by clocks of their own.
 pub fn times(text: &str) -> Result<Vec<Parts>> {
     body(text, TIMES)?
         .map(|line| {

@@ -33,10 +33,11 @@ use std::{
 fn main() -> ExitCode {
     ktap::main(&[
         ("off_by_default", off_by_default),
-        ("parts_add_up", parts_add_up),
+        ("totals_of_exits", totals_of_exits),
         ("switching", switching),
         ("user", user),
         ("two_vcpus_of_a_thread", two_vcpus_of_a_thread),
+        ("two_threads_of_a_vcpu", two_threads_of_a_vcpu),
         ("halted", halted),
         ("preempted", preempted),
         ("preempted_before_a_halt", preempted_before_a_halt),
@@ -79,7 +80,7 @@ fn off_by_default() -> Result<()> {
     kvmate.unload()
 }
 
-fn parts_add_up() -> Result<()> {
+fn totals_of_exits() -> Result<()> {
     let kvmate = Kvmate::load("times=1")?;
     ensure_eq!(kvmate.read("knobs/times")?, "1", "knobs/times");
     let (vm, mut vcpus) = stepping(2, &STEPS)?;
@@ -255,6 +256,54 @@ fn two_vcpus_of_a_thread() -> Result<()> {
         let parts = table::sum_of(&times(&kvmate, &format!("{name}/vcpu{id}"))?);
         stayed(&parts, *sum, all).with_context(|| format!("vCPU {id}"))?;
     }
+    drop(vcpus);
+    drop(vm);
+    kvmate.unload()
+}
+
+/// Two threads that run a vCPU in turn, the second after having waited for a CPU: that was not for it.
+fn two_threads_of_a_vcpu() -> Result<()> {
+    let kvmate = Kvmate::load("times=1")?;
+    let (vm, mut vcpus) = stepping(1, &[])?;
+    let (begin, mut stay) = (Instant::now(), Stay::default());
+    let mut other = 0;
+    for turn in 0..12 {
+        let (vcpu, stay) = (&mut vcpus[0], &mut stay);
+        other += thread::scope(|scope| -> Result<u64> {
+            let runs = scope.spawn(|| -> Result<u64> {
+                pin()?;
+                // Something else on this CPU makes this thread wait, before it has to do with the vCPU.
+                let since = Instant::now();
+                let before = thread::scope(|scope| -> Result<u64> {
+                    let spins = |from: Instant| while from.elapsed() < Duration::from_millis(12) {};
+                    // Every other one: the thread before has waited less.
+                    let rival = (turn % 2 == 1).then(|| {
+                        scope.spawn(move || -> Result<()> {
+                            pin()?;
+                            spins(since);
+                            Ok(())
+                        })
+                    });
+                    spins(since);
+                    rival.map_or(Ok(()), |rival| rival.join().expect("the rival"))?;
+                    waited()
+                })?;
+                stay.leave();
+                steps::run(vcpu, || stay.since = Some(Instant::now()))?;
+                Ok(before)
+            });
+            runs.join().expect("a thread")
+        })
+        .with_context(|| format!("turn {turn}"))?;
+    }
+    let (name, all) = (name_of(&vm.fd), begin.elapsed());
+    let parts = table::sum_of(&times(&kvmate, &name)?);
+    stayed(&parts, stay.sum, all)?;
+    ensure!(other >= 2_000_000, "threads waited for {other} ns only");
+    ensure!(
+        parts.preempted < other / 2,
+        "of {other} ns of waiting for something else: {parts:?}"
+    );
     drop(vcpus);
     drop(vm);
     kvmate.unload()
