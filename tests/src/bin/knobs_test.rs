@@ -43,7 +43,17 @@ fn tree() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     ensure_eq!(
         names("")?,
-        ["ended", "exits", "gmem", "knobs", "layouts", "vermagic", "version", "vms"],
+        [
+            "ended",
+            "exits",
+            "gmem",
+            "knobs",
+            "layouts",
+            "trace_lost",
+            "vermagic",
+            "version",
+            "vms"
+        ],
         "files"
     );
     let knobs = [
@@ -61,7 +71,14 @@ fn tree() -> Result<()> {
         "verbose",
     ];
     ensure_eq!(names("knobs")?, knobs, "knobs");
-    for table in ["ended", "exits", "layouts", "vermagic", "version"] {
+    for table in [
+        "ended",
+        "exits",
+        "layouts",
+        "trace_lost",
+        "vermagic",
+        "version",
+    ] {
         ensure_eq!(mode(table)?, 0o444, "mode of {table}");
     }
     for knob in knobs {
