@@ -126,7 +126,7 @@ static void look(struct mm_struct *mm, unsigned long hva, struct kvmate_leaf *le
 			leaf->dirty = pud_dirty(pud);
 			leaf->accessed = pud_young(pud);
 			leaf->pfn = pud_pfn(pud) + ((hva & ~PUD_MASK) >> PAGE_SHIFT);
-			if (folio)
+			if (folio && !pud_special(pud))
 				of_folio(leaf);
 		}
 		spin_unlock(lock);
@@ -145,7 +145,8 @@ static void look(struct mm_struct *mm, unsigned long hva, struct kvmate_leaf *le
 			leaf->dirty = pmd_dirty(pmd);
 			leaf->accessed = pmd_young(pmd);
 			leaf->pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
-			if (folio)
+			/* The zero pages, and what a driver maps. */
+			if (folio && !pmd_special(pmd))
 				of_folio(leaf);
 		}
 		spin_unlock(lock);
@@ -163,7 +164,6 @@ static void look(struct mm_struct *mm, unsigned long hva, struct kvmate_leaf *le
 			leaf->dirty = pte_dirty(pte);
 			leaf->accessed = pte_young(pte);
 			leaf->pfn = pte_pfn(pte);
-			/* The zero page, and what a driver maps. */
 			if (folio && !pte_special(pte))
 				of_folio(leaf);
 		}

@@ -193,7 +193,12 @@ impl Table for Snapshot {
         seq_print!(out, "\n[bindings]\n");
         Bindings(vm.clone()).show(out)?;
         seq_print!(out, "\n[latency]\n");
-        LatencyTable(vm.clone()).show(out)
+        LatencyTable(vm.clone()).show(out)?;
+        // Behind a gate that closed meanwhile a table has nothing: that would be a part.
+        if vm.ended() {
+            return Err(EIO);
+        }
+        Ok(())
     }
 
     fn room(&self) -> Option<usize> {
