@@ -21,9 +21,9 @@ void kvmate_mm_put(struct mm_struct *mm)
 	mmput_async(mm);
 }
 
-int kvmate_mm_lock(struct mm_struct *mm)
+bool kvmate_mm_trylock(struct mm_struct *mm)
 {
-	return mmap_read_lock_killable(mm);
+	return mmap_read_trylock(mm);
 }
 
 void kvmate_mm_unlock(struct mm_struct *mm)

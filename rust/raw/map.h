@@ -74,11 +74,11 @@ struct kvmate_vma {
 /* The VM's user space, kept until kvmate_mm_put(); NULL if it has gone. */
 struct mm_struct *kvmate_vm_mmget(struct kvm *kvm);
 void kvmate_mm_put(struct mm_struct *mm);
-int kvmate_mm_lock(struct mm_struct *mm);
+bool kvmate_mm_trylock(struct mm_struct *mm);
 void kvmate_mm_unlock(struct mm_struct *mm);
 /*
  * The mapping at that address or, if there is none, the next one; and the file's path, if there is
- * one and it fits, into "path". With kvmate_mm_lock().
+ * one and it fits, into "path". With kvmate_mm_trylock().
  */
 bool kvmate_mm_vma(struct mm_struct *mm, unsigned long hva, struct kvmate_vma *vma,
 		   char *path, int size);
@@ -100,9 +100,9 @@ struct kvmate_leaf {
 	s32 node;
 };
 
-/* The level that an address is mapped at, 0 if it is not. With kvmate_mm_lock(). */
+/* The level that an address is mapped at, 0 if it is not. With kvmate_mm_trylock(). */
 u8 kvmate_mm_level(struct mm_struct *mm, unsigned long hva);
-/* All that is known of that. With kvmate_mm_lock(). */
+/* All that is known of that. With kvmate_mm_trylock(). */
 void kvmate_mm_leaf(struct mm_struct *mm, unsigned long hva, struct kvmate_leaf *leaf);
 
 #endif /* _KVMATE_MAP_H */

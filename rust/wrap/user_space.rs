@@ -11,10 +11,15 @@
 //! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
 //! [`include/linux/pgtable.h`](srctree/include/linux/pgtable.h)
 
-use super::kvm::LiveVm;
+use super::{kvm::LiveVm, signal::fatal_signal_pending};
 use crate::raw;
 use core::ptr::NonNull;
-use kernel::{bindings, error::to_result, ffi::c_int, prelude::*};
+use kernel::{
+    bindings,
+    ffi::c_int,
+    prelude::*,
+    time::{delay::fsleep, Delta},
+};
 
 pub(crate) use crate::raw::{kvmate_leaf as Leaf, kvmate_vma as Vma};
 
@@ -45,10 +50,20 @@ impl LiveVm<'_> {
 }
 
 impl UserSpace {
-    /// Keep the mappings as they are. `EINTR`: killed while waiting. Sleeps.
-    pub(crate) fn map(&self) -> Result<Mapped<'_>> {
+    /// Keep the mappings as they are. `EINTR`: killed while waiting; `EIO`: `over` became true meanwhile.
+    /// Who has the lock may keep it as long as it likes, and the VM's end waits for who reads its files:
+    /// so this does not wait in the lock's queue. Sleeps.
+    pub(crate) fn map(&self, over: impl Fn() -> bool) -> Result<Mapped<'_>> {
         // SAFETY: Kept by our reference; given back in `drop`.
-        to_result(unsafe { raw::kvmate_mm_lock(self.0.as_ptr()) })?;
+        while !unsafe { raw::kvmate_mm_trylock(self.0.as_ptr()) } {
+            if fatal_signal_pending() {
+                return Err(EINTR);
+            }
+            if over() {
+                return Err(EIO);
+            }
+            fsleep(Delta::from_micros(100));
+        }
         // INVARIANT: Taken just now.
         Ok(Mapped(self))
     }

@@ -58,7 +58,7 @@ impl Backing {
         let Some(user_space) = user_space else {
             return Ok(());
         };
-        let mapped = user_space.map()?;
+        let mapped = user_space.map(|| vm.ended())?;
         let mut at = slot.hva;
         let end = at.saturating_add(slot.pages << 12);
         while at < end && self.vmas < MOST {

@@ -87,7 +87,7 @@ pub(in super::super) fn look_up(vm: &Vm, address_space: u32, gpa: u64, why: Why)
     };
     answer.backing.look(vm, &page)?;
     if let Some(user_space) = user_space {
-        answer.leaf = user_space.map()?.leaf(answer.hva);
+        answer.leaf = user_space.map(|| vm.ended())?.leaf(answer.hva);
     }
     Ok(answer)
 }

@@ -70,7 +70,7 @@ impl Why {
         let mut host = None;
         if let (None, Some(user_space)) = (slot.rules_out(run.gfn), user_space) {
             let hva = slot.hva + ((run.gfn - slot.gfn) << 12);
-            let mapped = user_space.map()?;
+            let mapped = user_space.map(|| vm.ended())?;
             host = mapped.vma(hva, &mut []).map(|vma| Host {
                 start: vma.start,
                 end: vma.end,
