@@ -357,7 +357,7 @@ fn headers_changed() -> Result<()> {
     let said = log.ours()?;
     let found = layout(&kvmate, "kvm")?;
     if proof() == "proven by BTF" {
-        let begins = "struct kvm differs from the one built against (mm at 0x";
+        let begins = "struct kvm differs from the one built against (mmu_lock at 0x";
         let places = found
             .strip_prefix("unproven: ")
             .and_then(|f| f.strip_prefix(begins))
