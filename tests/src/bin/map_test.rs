@@ -297,15 +297,17 @@ fn holes_punched() -> Result<()> {
 /// meanwhile: then it is tried again.
 fn reads_the_same(
     path: &Path,
-    from: usize,
+    from: impl Fn(usize) -> usize,
     read: impl Fn(&mut File, &mut Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     let mut lengths = Vec::new();
     for _ in 0..4 {
         let whole = fs::read(path)?;
+        let at = from(whole.len());
         let (mut file, mut text) = (File::open(path)?, Vec::new());
+        file.seek(SeekFrom::Start(at as u64))?;
         read(&mut file, &mut text)?;
-        if Some(&*text) == whole.get(from..) {
+        if text == whole[at..] {
             return Ok(());
         }
         lengths.push((text.len(), whole.len()));
@@ -334,24 +336,29 @@ fn reading_in_parts() -> Result<()> {
     ensure_eq!(of_slot.count() as u64, count, "ranges");
     // By a byte, by parts that cut lines, and from places in the middle.
     for size in [1, 13, 4095, 70_000] {
-        reads_the_same(&path, 0, |file, text| {
-            let mut part = vec![0u8; size];
-            loop {
-                match file.read(&mut part)? {
-                    0 => return Ok(()),
-                    read => text.extend(&part[..read]),
+        reads_the_same(
+            &path,
+            |_| 0,
+            |file, text| {
+                let mut part = vec![0u8; size];
+                loop {
+                    match file.read(&mut part)? {
+                        0 => return Ok(()),
+                        read => text.extend(&part[..read]),
+                    }
                 }
-            }
-        })
+            },
+        )
         .with_context(|| format!("by {size}"))?;
     }
-    for at in [whole.len() / 2, 1, whole.len() - 3, 0, whole.len() / 3] {
-        reads_the_same(&path, at, |file, text| {
-            file.seek(SeekFrom::Start(at as u64))?;
+    let places: [fn(usize) -> usize; 5] =
+        [|all| all / 2, |_| 1, |all| all - 3, |_| 0, |all| all / 3];
+    for (number, place) in places.iter().enumerate() {
+        reads_the_same(&path, place, |file, text| {
             file.read_to_end(text)?;
             Ok(())
         })
-        .with_context(|| format!("from {at}"))?;
+        .with_context(|| format!("from place {number}"))?;
     }
     // A reader that is open does not hold up the VM's end.
     let mut reader = File::open(&path)?;
