@@ -8,6 +8,7 @@ use kvmate_tests::{
     guest::{self, real, Vm},
     ktap,
     module::{self, Kvmate, Log, WithoutKvm, DEBUGFS, DEVICE},
+    storm,
 };
 use nix::errno::Errno;
 use std::{
@@ -242,8 +243,9 @@ fn open_byte_knob_is_cut_off() -> Result<()> {
     Ok(())
 }
 
+/// A part of the hundred on Bochs, where one takes three seconds of a stock kernel.
 fn a_hundred_times() -> Result<()> {
-    for round in 0..100 {
+    for round in 0..storm::rounds(100) {
         let kvmate = Kvmate::load(if round % 2 == 0 { "" } else { "observe=0" })?;
         kvmate.read("exits")?;
         kvmate.unload().with_context(|| format!("round {round}"))?;
