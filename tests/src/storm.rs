@@ -12,10 +12,10 @@ use crate::{
 };
 use anyhow::{bail, ensure, Context, Result};
 use kvm_ioctls::VcpuFd;
-use nix::{errno::Errno, libc};
+use nix::libc;
 use std::{
     fs::{self, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::fd::AsRawFd,
     path::Path,
     process::{Child, Command, Stdio},
@@ -266,15 +266,23 @@ pub fn switch_observe(times: u32) -> Result<()> {
 
 /// Read a file that may go at any time: `None` if it has.
 pub fn read_fleeting(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error)
-            if [Errno::ENOENT, Errno::EIO]
-                .map(|errno| Some(errno as i32))
-                .contains(&error.raw_os_error()) =>
-        {
-            Ok(None)
-        }
+    unless_gone(path, fs::read_to_string(path))
+}
+
+/// Begin the tables of a VM anew, which may go meanwhile: whether it was there.
+pub fn reset_fleeting(name: &str) -> Result<bool> {
+    let path = seen::vms().join(name).join("reset");
+    // Not `fs::write()`: it would make a file that is gone, and be told EACCES.
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    let done = file.and_then(|mut file| file.write_all(b"1"));
+    Ok(unless_gone(&path, done)?.is_some())
+}
+
+fn unless_gone<T>(path: &Path, done: io::Result<T>) -> Result<Option<T>> {
+    const GONE: [Option<i32>; 2] = [Some(libc::ENOENT), Some(libc::EIO)];
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if GONE.contains(&error.raw_os_error()) => Ok(None),
         Err(error) => Err(error).with_context(|| path.display().to_string()),
     }
 }

@@ -4,7 +4,7 @@
 use anyhow::{anyhow, bail, Context, Result};
 use std::{
     fs,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -63,7 +63,7 @@ impl Vm {
         const FILE: &str = "lookup";
         // Somebody else may ask in between: the file is one for all.
         for _ in 0..100 {
-            fs::write(self.folder.join(FILE), format!("{gpa:#x}"))
+            write(&self.folder.join(FILE), &format!("{gpa:#x}"))
                 .map_err(|error| self.failed(FILE, &error))?;
             let answer = self.read(FILE)?;
             if answer.lines().next() == Some(&format!("gpa {gpa:#x}")) {
@@ -99,6 +99,12 @@ impl Vm {
     }
 }
 
+/// Write to a file by one `write()`. `fs::write()` would make one that is gone, and be told EACCES.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
 /// The process of a thread, by `/proc`.
 fn process_of(thread: u32) -> Option<Process> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
@@ -109,8 +115,8 @@ fn process_of(thread: u32) -> Option<Process> {
     Some(Process { pid, name })
 }
 
-/// The VM that is asked for.
-pub fn find(asked: &str) -> Result<Vm> {
+/// All VMs, by their makers.
+pub fn vms() -> Result<Vec<Vm>> {
     let folder = Path::new(DEBUGFS).join("kvmate/vms");
     let entries = fs::read_dir(&folder).map_err(|error| no_tree(&error))?;
     let mut vms = Vec::new();
@@ -119,6 +125,12 @@ pub fn find(asked: &str) -> Result<Vm> {
         vms.extend(Vm::new(entry.path()));
     }
     vms.sort_by(|a, b| (a.maker(), &a.name).cmp(&(b.maker(), &b.name)));
+    Ok(vms)
+}
+
+/// The VM that is asked for.
+pub fn find(asked: &str) -> Result<Vm> {
+    let mut vms = vms()?;
     let at = choose(asked, &vms)?;
     Ok(vms.swap_remove(at))
 }

@@ -15,7 +15,7 @@ use kvmate_tests::{
 };
 use nix::{errno::Errno, libc};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{Read, Seek, SeekFrom},
     os::fd::AsRawFd,
     process::ExitCode,
@@ -353,8 +353,7 @@ fn everything_late() -> Result<()> {
             let resetter = scope.spawn(|| -> Result<()> {
                 while !stop.asked() {
                     for name in seen::names_of_vms()? {
-                        // The VM may have gone.
-                        let _ = fs::write(seen::vms().join(name).join("reset"), "1");
+                        storm::reset_fleeting(&name)?;
                     }
                     thread::sleep(MS);
                 }

@@ -13,7 +13,7 @@ use kvmate_tests::{
     seen,
     storm::{self, Guest, Vmm},
 };
-use std::{fs, process::ExitCode, thread, time::Duration};
+use std::{process::ExitCode, thread, time::Duration};
 
 fn main() -> ExitCode {
     ktap::main(&[
@@ -197,8 +197,7 @@ fn vmm_killed() -> Result<()> {
                 let vmm = Vmm::start(round % 3 != 0)?;
                 thread::sleep(Duration::from_micros(u64::from(round) * 7919 % 31_000));
                 for name in seen::names_of_vms()? {
-                    // The VM may have gone.
-                    let _ = fs::write(seen::vms().join(name).join("reset"), "1");
+                    storm::reset_fleeting(&name)?;
                 }
                 vmm.kill()
             })

@@ -15,7 +15,7 @@ use kvmate_tests::{
     storm::{self, Guest, Vmm},
 };
 use nix::{errno::Errno, libc};
-use std::{collections::VecDeque, fs, os::fd::AsRawFd, process::ExitCode, thread, time::Duration};
+use std::{collections::VecDeque, os::fd::AsRawFd, process::ExitCode, thread, time::Duration};
 
 fn main() -> ExitCode {
     ktap::main(&[("everything", everything)])
@@ -99,13 +99,7 @@ fn reset(stop: &Stop) -> Result<u64> {
     let mut times = 0;
     while !stop.asked() {
         for name in seen::names_of_vms()? {
-            match fs::write(seen::vms().join(name).join("reset"), "1") {
-                Ok(()) => times += 1,
-                Err(error) => {
-                    let gone = [libc::ENOENT, libc::EIO].map(Some);
-                    ensure!(gone.contains(&error.raw_os_error()), "reset: {error}");
-                }
-            }
+            times += u64::from(storm::reset_fleeting(&name)?);
         }
         thread::sleep(Duration::from_millis(2));
     }
