@@ -3,7 +3,7 @@
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`],
 //! [`binary_stats`] and [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
 //! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races happen, [`gmem`] makes memory
-//! files and holds, watches and starves them.
+//! files and holds, watches and starves them, [`tool`] runs the command-line tool.
 
 pub mod bench;
 pub mod binary_stats;
@@ -22,6 +22,7 @@ pub mod snapshot;
 pub mod stats;
 pub mod storm;
 pub mod table;
+pub mod tool;
 pub mod trace;
 pub mod traced;
 pub mod tsc;

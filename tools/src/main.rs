@@ -1,21 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate`: what the module tells, for people and for programs.
 //!
-//! [`cli`] is the command line, [`map`] the subcommand; [`tree`] reads the module's files in debugfs,
-//! [`table`] takes their text apart. Exit status: 0 done, 1 failed, 2 the command line was wrong.
+//! [`cli`] is the command line, a module of its own each subcommand ([`map`]); [`tree`] reads the module's
+//! files in debugfs, [`table`] takes their text apart, [`units`] and [`json`] are how numbers and all of it are
+//! written. Exit status: 0 done, 1 failed, 2 the command line was wrong.
 #![forbid(unsafe_code)]
 
 mod cli;
+mod json;
 mod map;
 mod table;
 mod tree;
+mod units;
 
 use clap::Parser;
 use std::{io, process::ExitCode};
 
 fn main() -> ExitCode {
-    let cli::Command::Map(asked) = cli::Arguments::parse().command;
-    match map::run(&asked) {
+    let done = match cli::Arguments::parse().command {
+        cli::Command::Map(asked) => map::run(&asked),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads has enough, as of `kvmate map … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -8,19 +8,37 @@ mod page;
 mod why;
 
 use crate::{
-    cli,
+    json,
     tree::{self, Vm},
+    units,
 };
 use anyhow::Result;
+use clap::Args;
 use model::Map;
-use serde::Serialize;
 use std::io::Write;
 
-/// The version of what `--json` gives: grows when a field changes its meaning or goes.
-const JSON: u32 = 1;
+/// What it takes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Colours are for terminals only; NO_COLOR=1 switches them off, CLICOLOR_FORCE=1 on.
+Exit status: 0 done, 1 failed, 2 wrong usage. tools/json.md documents --json.")]
+pub struct Arguments {
+    /// The VM: its name in /sys/kernel/debug/kvmate/vms (101-4), a process's number, or a part of
+    /// a process's name that only one VM has
+    pub vm: String,
+    /// Tell which ranges are mapped by 4 KiB where 2 MiB could be, and why
+    #[arg(long, conflicts_with = "page")]
+    pub why: bool,
+    /// Tell what is behind one guest-physical address: 0x12345000, 4096, 2M, 1G
+    #[arg(long, value_name = "GPA", value_parser = units::address)]
+    pub page: Option<u64>,
+    /// For programs: everything, as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Do it.
-pub fn run(asked: &cli::Map) -> Result<()> {
+pub fn run(asked: &Arguments) -> Result<()> {
     let vm = tree::find(&asked.vm)?;
     let mut out = anstream::stdout().lock();
     match asked.page {
@@ -28,7 +46,7 @@ pub fn run(asked: &cli::Map) -> Result<()> {
             let text = vm.look_up(gpa)?;
             let page = page::Page::new(&text)?;
             if asked.json {
-                json(&mut out, &vm, &page)?;
+                json::vm(&mut out, &vm, &page)?;
             } else {
                 page.tell(&mut out)?;
             }
@@ -36,7 +54,7 @@ pub fn run(asked: &cli::Map) -> Result<()> {
         None => {
             let map = Map::read(&vm)?;
             if asked.json {
-                json(&mut out, &vm, &map)?;
+                json::vm(&mut out, &vm, &map)?;
             } else {
                 title(&mut out, &vm)?;
                 grid::draw(&mut out, &map)?;
@@ -56,63 +74,4 @@ fn title(out: &mut impl Write, vm: &Vm) -> Result<()> {
         None => writeln!(out, "VM {}", vm.name)?,
     }
     Ok(())
-}
-
-/// What `--json` gives.
-#[derive(Serialize)]
-struct Document<'a, T> {
-    version: u32,
-    vm: &'a str,
-    pid: Option<u32>,
-    process: Option<&'a str>,
-    #[serde(flatten)]
-    content: &'a T,
-}
-
-fn json(out: &mut impl Write, vm: &Vm, content: &impl Serialize) -> Result<()> {
-    let process = vm.process.as_ref();
-    let document = Document {
-        version: JSON,
-        vm: &vm.name,
-        pid: process.map(|process| process.pid),
-        process: process.map(|process| process.name.as_str()),
-        content,
-    };
-    serde_json::to_writer_pretty(&mut *out, &document)?;
-    writeln!(out)?;
-    Ok(())
-}
-
-/// A number of bytes, exact, in the largest unit that it is a multiple of.
-fn size(bytes: u64) -> String {
-    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-    let unit = units
-        .into_iter()
-        .find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
-    match unit {
-        Some((shift, letter)) => format!("{}{letter}", bytes >> shift),
-        None => bytes.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_are_exact() {
-        for (bytes, text) in [
-            (0, "0"),
-            (1, "1"),
-            (4096, "4K"),
-            (12288, "12K"),
-            (2 << 20, "2M"),
-            ((2 << 20) + 4096, "2052K"),
-            (1 << 30, "1G"),
-            (3 << 40, "3T"),
-            (1 << 51, "2048T"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-    }
 }

@@ -12,6 +12,7 @@ use kvmate_tests::{
     },
     module::{Kvmate, Stop},
     storm::{rounds, until, Vmm},
+    tool::{self, Done},
 };
 use serde_json::Value;
 use std::{
@@ -38,49 +39,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the tool did.
-struct Done {
-    status: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Done {
-    fn of(mut command: Command) -> Result<Self> {
-        let done = command.output().context("the tool")?;
-        Ok(Self {
-            status: done.status.code(),
-            out: String::from_utf8(done.stdout)?,
-            err: String::from_utf8(done.stderr)?,
-        })
-    }
-
-    /// What it said, having done all.
-    fn well(self) -> Result<String> {
-        ensure!(
-            self.status == Some(0),
-            "status {:?}: {}",
-            self.status,
-            self.err
-        );
-        ensure_eq!(self.err, "", "on its standard error");
-        Ok(self.out)
-    }
-
-    /// One line of an error with that in it, and nothing else.
-    fn says(&self, status: i32, part: &str) -> Result<()> {
-        ensure_eq!(self.status, Some(status), "status; it said {:?}", self.err);
-        ensure_eq!(self.out, "", "on its standard output");
-        ensure!(self.err.contains(part), "{part:?} is not in {:?}", self.err);
-        let lines = self.err.lines().count();
-        ensure!(status == 2 || lines == 1, "{:?} is not one line", self.err);
-        Ok(())
-    }
-}
-
 fn tool(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?.with_file_name("kvmate"));
-    command.arg("map").args(arguments);
+    let mut command = tool::command("map")?;
+    command.args(arguments);
     Ok(command)
 }
 

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest-physical memory as a grid, 2 MiB a cell.
 
-use super::{
-    model::{Map, Range, Root, Slot},
-    size,
-};
+use super::model::{Map, Range, Root, Slot};
+use crate::units::size;
 use anstyle::{AnsiColor, Style};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Which memory is mapped by 4 KiB where 2 MiB could be, and why.
 
-use super::{
-    model::{Map, Range},
-    size,
-};
+use super::model::{Map, Range};
+use crate::units::size;
 use std::{
     collections::BTreeMap,
     io::{self, Write},
