@@ -55,16 +55,21 @@ impl fmt::Display for Shown {
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&Shown(self.request), f)?;
+        f.write_str(": ")?;
         match self.outcome {
-            Ok(Some(Taken::Delivered)) => f.write_str(": delivered"),
-            Ok(Some(Taken::Coalesced)) => f.write_str(": coalesced"),
-            Ok(None) => f.write_str(": signalled"),
-            Ok(Some(Taken::Ignored)) => f.write_str(": ignored"),
-            Err(refusal) => {
-                f.write_str(": ")?;
-                fmt::Display::fmt(&refusal, f)
-            }
+            Ok(taken) => f.write_str(name_of(taken)),
+            Err(refusal) => fmt::Display::fmt(&refusal, f),
         }
+    }
+}
+
+/// What KVM's answer is called; `None`: it gives none.
+pub(super) fn name_of(taken: Option<Taken>) -> &'static str {
+    match taken {
+        Some(Taken::Delivered) => "delivered",
+        Some(Taken::Coalesced) => "coalesced",
+        Some(Taken::Ignored) => "ignored",
+        None => "signalled",
     }
 }
 

@@ -2,7 +2,10 @@
 //! What is traced of kvmate's own interrupts: a line each, and the events `inject` (from debugfs) and
 //! `deliver` (by bindings). Any context; nothing is put into words while nobody wants it.
 
-use super::{inject::Shown, Poke};
+use super::{
+    inject::{self, Shown},
+    Poke,
+};
 use crate::{
     pure::{inject::Request, line::Line},
     see::{self, Vm},
@@ -10,10 +13,7 @@ use crate::{
     wrap::{irq::Taken, trace_event::Interrupt},
 };
 use core::fmt::Write;
-use kernel::{
-    fmt,
-    prelude::{fmt, *},
-};
+use kernel::{fmt, prelude::*};
 
 /// The longest name of an interrupt, and of what became of it.
 const LENGTH: usize = 48;
@@ -23,18 +23,13 @@ struct Answer(Result<Option<Taken>>);
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Ok(None) => "signalled",
-            Ok(Some(Taken::Delivered)) => "delivered",
-            Ok(Some(Taken::Coalesced)) => "coalesced",
-            Ok(Some(Taken::Ignored)) => "ignored",
-            Err(error) => {
-                return match error.name() {
-                    Some(name) => fmt::Display::fmt(name, f),
-                    None => write!(f, "{}", error.to_errno()),
-                }
-            }
-        })
+        match self.0 {
+            Ok(taken) => f.write_str(inject::name_of(taken)),
+            Err(error) => match error.name() {
+                Some(name) => fmt::Display::fmt(name, f),
+                None => write!(f, "{}", error.to_errno()),
+            },
+        }
     }
 }
 

@@ -159,6 +159,7 @@ impl Watch {
         let before = state.wanted;
         let mut now = before;
         change(&mut now)?;
+        Trace::prepare(now.trace);
         if let Some(kvm) = &mut state.kvm {
             if let Err(error) = kvm.probe(now, before, &self.registry) {
                 // Only takes away what was new.

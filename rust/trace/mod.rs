@@ -96,11 +96,16 @@ impl Trace {
         self.mask.load(Relaxed) & class as u8 != 0
     }
 
-    /// Lines of these classes are wanted from now on. One at a time; sleeps.
-    pub(crate) fn want(&self, mask: u8) {
+    /// Before lines of these classes may be written: the kernel's buffers for them, which it keeps. One at
+    /// a time; sleeps.
+    pub(crate) fn prepare(mask: u8) {
         if mask != 0 {
             trace_printk::begin();
         }
+    }
+
+    /// Lines of these classes are wanted from now on, which are prepared. One at a time.
+    pub(crate) fn want(&self, mask: u8) {
         self.mask.store(mask, Relaxed);
     }
 
