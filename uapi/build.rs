@@ -13,6 +13,7 @@ fn main() {
             "--allowlist-item",
             "(kvmate|KVMATE)_.*",
             "--no-layout-tests",
+            "--with-derive-default",
             "--generate-cstr",
             "-o",
         ])

@@ -205,6 +205,69 @@ struct kvmate_gmem {
  */
 #define KVMATE_GMEM_CREATE	_IOW(KVMATE_IOCTL_TYPE, 0x10, struct kvmate_gmem)
 
+/* Flags in kvmate_gmem_record */
+#define KVMATE_GMEM_HOLE	(1U << 0)	/* no memory here: order and numbers are 0 */
+#define KVMATE_GMEM_MAPPED	(1U << 1)	/* in somebody's page tables */
+#define KVMATE_GMEM_PINNED	(1U << 2)	/* looks pinned (VFIO, O_DIRECT) */
+#define KVMATE_GMEM_POISONED	(1U << 3)	/* has a page that failed */
+#define KVMATE_GMEM_LOCKED	(1U << 4)	/* somebody has its lock at the moment */
+#define KVMATE_GMEM_DIRTY	(1U << 5)	/* as all are: nothing is ever written back */
+
+/**
+ * struct kvmate_gmem_record - a folio of a memory file, or a hole
+ * @offset: where it begins in the file, in bytes
+ * @length: its bytes; a folio's are 4096 << @order
+ * @order: log2 of a folio's pages
+ * @flags: KVMATE_GMEM_HOLE, ...
+ * @references: references to the folio
+ * @expected: how many it has if nobody but the file and page tables knows it: one a page, and
+ *	@mappings. Where @references are more, somebody holds it (vmsplice, O_DIRECT, VFIO, a
+ *	fault at this moment, a processor's list of pages to be sorted in)
+ * @mappings: how often its pages stand in page tables, a PMD being one
+ * @reserved: zero
+ */
+struct kvmate_gmem_record {
+	__u64 offset;
+	__u64 length;
+	__u32 order;
+	__u32 flags;
+	__u32 references;
+	__u32 expected;
+	__u32 mappings;
+	__u32 reserved;
+};
+
+/**
+ * struct kvmate_gmem_query - what a memory file has in a range
+ * @offset: in: where to begin, a multiple of 4096; out: where to go on
+ * @length: in: how many bytes, a multiple of 4096; out: how many are left, zero at the end of the
+ *	range or of the file
+ * @records: in: the address of an array of struct kvmate_gmem_record
+ * @count: in: how many records there is room for; out: how many were filled
+ * @flags: in: zero
+ */
+struct kvmate_gmem_query {
+	__u64 offset;
+	__u64 length;
+	__u64 records;
+	__u32 count;
+	__u32 flags;
+};
+
+/*
+ * Of a memory file's descriptor: fill an array with the folios and holes of a range, in order. The
+ * first and the last may reach out of the range if they are folios; holes are told as far as the
+ * range goes. Calling again with what was left in @offset and @length goes on; @length zero says
+ * that there is no more. A folio's numbers are of the moment when it was looked at: nothing stops
+ * meanwhile. A signal ends the call early, having filled at least one record.
+ *
+ * Errors:
+ *   EINVAL	offset or length is no multiple of 4096, or their sum is too large; flags
+ *		is not zero; or count is zero
+ *   EFAULT	the structure or the array cannot be read or written
+ */
+#define KVMATE_GMEM_QUERY	_IOWR(KVMATE_IOCTL_TYPE, 0x11, struct kvmate_gmem_query)
+
 /* Flags of kvmate_irqfd. */
 #define KVMATE_IRQFD_MSI	(1U << 0)	/* an MSI, not a GSI */
 #define KVMATE_IRQFD_RESAMPLE	(1U << 1)	/* level: up until the guest's EOI */

@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A gmem file: what it is made with, what it counts, and which part of [`super`] does what.
 
-use super::{stats::Stats, Gmem, Wish};
+use super::{query::Piece, stats::Stats, Gmem, Wish};
 use crate::wrap::{
     folio::{LockedFolio, Node, PAGE_SIZE},
     iov::{Destination, Source},
     mapping::Mapping,
-    memory_file::{MemoryFile, Mode, Seek},
+    memory_file::{Call, MemoryFile, Mode, Seek},
+    uabi,
 };
-use kernel::{prelude::*, seq_file::SeqFile, sync::Arc};
+use kernel::{
+    prelude::*,
+    seq_file::SeqFile,
+    sync::Arc,
+    uaccess::{UserPtr, UserSlice},
+};
 
 /// A gmem file.
 pub(super) struct File {
@@ -81,8 +87,26 @@ impl MemoryFile for File {
         Self::find(mapping, offset, what)
     }
 
+    fn ioctl(&self, mapping: &Mapping, call: &Call) -> Result<isize> {
+        let argument = |size| UserSlice::new(UserPtr::from_addr(call.argument), size);
+        match call.command {
+            uabi::GMEM_QUERY => Self::query(mapping, argument(size_of::<uabi::GmemQuery>())),
+            _ => Err(ENOTTY),
+        }
+    }
+
     fn info(&self, mapping: &Mapping, out: &SeqFile) -> Result {
         self.stats.show(mapping, out);
         Ok(())
+    }
+
+    type Line = Piece;
+
+    fn line(&self, mapping: &Mapping, page: u64) -> Option<(Piece, u64)> {
+        Self::piece(mapping, page)
+    }
+
+    fn show_line(&self, line: &Piece, out: &SeqFile) {
+        Self::show_piece(line, out);
     }
 }

@@ -2,8 +2,8 @@
 //! Hold: gmem, memory files for guests, with 2 MiB folios and exact holes.
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
-//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`stats`] what `info` shows, [`traced`] what is
-//! traced.
+//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`query`] tells what is where, [`stats`] is
+//! what `info` shows, [`traced`] what is traced.
 //!
 //! # Who owns what
 //!
@@ -38,6 +38,7 @@ mod file;
 mod fill;
 mod io;
 mod punch;
+mod query;
 mod stats;
 mod traced;
 

@@ -94,6 +94,46 @@ bool kvmate_mapping_next(struct address_space *mapping, unsigned long index, uns
 	return entry;
 }
 
+static void look(struct folio *folio, struct kvmate_folio_state *state)
+{
+	state->index = folio->index;
+	state->order = folio_order(folio);
+	state->references = folio_ref_count(folio) - 1;
+	state->expected = folio_expected_ref_count(folio);
+	state->mappings = folio_mapcount(folio);
+	state->pinned = folio_maybe_dma_pinned(folio);
+	state->poisoned = folio_contain_hwpoisoned_page(folio);
+	state->locked = folio_test_locked(folio);
+	state->dirty = folio_test_dirty(folio);
+}
+
+bool kvmate_mapping_look(struct address_space *mapping, unsigned long index, unsigned long last,
+			 struct kvmate_folio_state *state)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+	struct folio *folio;
+
+	rcu_read_lock();
+	do {
+		xas_set(&xas, index);
+		folio = xas_find(&xas, last);
+		if (!folio || xas_retry(&xas, folio))
+			continue;
+		/* As the page cache's own look-up does: the entry may be gone, or another's. */
+		if (folio_try_get(folio)) {
+			if (folio == xas_reload(&xas))
+				break;
+			folio_put(folio);
+		}
+	} while (folio);
+	rcu_read_unlock();
+	if (!folio)
+		return false;
+	look(folio, state);
+	folio_put(folio);
+	return true;
+}
+
 struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index)
 {
 	struct folio *folio = filemap_lock_folio(mapping, index);

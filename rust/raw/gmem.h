@@ -26,6 +26,23 @@ void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessibl
 /* What stands at "index" or behind it, up to "last": where it begins, its order. A hint. */
 bool kvmate_mapping_next(struct address_space *mapping, unsigned long index, unsigned long last,
 			 unsigned long *begins, unsigned int *order);
+/* Of the moment: a folio that is looked at, not held. "references" without the look's own. */
+struct kvmate_folio_state {
+	unsigned long index;
+	unsigned int order;
+	unsigned int references;
+	unsigned int expected;
+	unsigned int mappings;
+	/* Each 0 or 1; a bool would take Copy from bindgen's type. */
+	unsigned char pinned;
+	unsigned char poisoned;
+	unsigned char locked;
+	unsigned char dirty;
+};
+
+/* The folio at "index" or the next one up to "last". */
+bool kvmate_mapping_look(struct address_space *mapping, unsigned long index, unsigned long last,
+			 struct kvmate_folio_state *state);
 /* Locked and with a reference, or NULL. */
 struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index);
 

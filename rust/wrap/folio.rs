@@ -11,6 +11,10 @@ use crate::raw;
 use core::{mem::ManuallyDrop, ptr::NonNull};
 use kernel::{bindings, error::to_result, prelude::*};
 
+/// What a folio is like at a moment. `references` without those of who looks; `expected` are the page
+/// cache's and page tables'.
+pub(crate) use raw::kvmate_folio_state as FolioState;
+
 /// The smallest page.
 pub(crate) const PAGE_SHIFT: u32 = 12;
 /// Its size in bytes.

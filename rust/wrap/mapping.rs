@@ -6,7 +6,7 @@
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
-use super::folio::{LockedFolio, NewFolio, PAGE_SHIFT};
+use super::folio::{FolioState, LockedFolio, NewFolio, PAGE_SHIFT};
 use crate::{pure::hole::Block, raw};
 use core::{ops::Range, ptr::NonNull};
 use kernel::{bindings, prelude::*, types::Opaque};
@@ -61,6 +61,26 @@ impl Mapping {
         .then_some(Block { index, order })
     }
 
+    /// The folio that stands in `pages` or reaches into it, the first, as it is at this moment.
+    pub(crate) fn look(&self, pages: Range<usize>) -> Option<FolioState> {
+        let mut state = FolioState::default();
+        let last = pages
+            .end
+            .checked_sub(1)
+            .filter(|last| *last >= pages.start)?;
+        // SAFETY: Live (type invariant).
+        unsafe { raw::kvmate_mapping_look(self.as_ptr(), pages.start, last, &mut state) }
+            .then_some(state)
+    }
+
+    /// Lock the inode: one change by a call at a time.
+    pub(crate) fn lock_inode(&self) -> InodeLock<'_> {
+        // SAFETY: The mapping's inode is live (type invariant).
+        unsafe { raw::kvmate_inode_lock((*self.as_ptr()).host) };
+        // INVARIANT: Just taken.
+        InodeLock(self)
+    }
+
     /// Lock it against removal and splitting.
     pub(crate) fn shared(&self) -> Shared<'_> {
         // SAFETY: Live (type invariant).
@@ -81,6 +101,20 @@ impl Mapping {
     fn folio(&self, index: usize) -> Option<LockedFolio> {
         // SAFETY: Live (type invariant).
         unsafe { LockedFolio::find(self.as_ptr(), index) }
+    }
+}
+
+/// No other call writes, allocates or punches while this is there.
+///
+/// # Invariants
+///
+/// We hold the lock of the mapping's inode.
+pub(crate) struct InodeLock<'a>(&'a Mapping);
+
+impl Drop for InodeLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: Held (type invariant), and the mapping's inode is live.
+        unsafe { raw::kvmate_inode_unlock((*self.0.as_ptr()).host) };
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     debugfs::{Dir, File as Shown, Table},
     folio::LockedFolio,
     iov::{Destination, Source},
+    listing::{self, Listing},
     mapping::Mapping,
 };
 use crate::raw;
@@ -54,8 +55,24 @@ pub(crate) trait MemoryFile: Send + Sync + 'static {
     fn fallocate(&self, mapping: &Mapping, mode: Mode, offset: u64, length: u64) -> Result;
     /// Where data, or a hole, begins at or behind `offset`.
     fn seek(&self, mapping: &Mapping, offset: u64, what: Seek) -> Result<u64>;
+    /// `ioctl()`: what the VFS has no call for.
+    fn ioctl(&self, mapping: &Mapping, call: &Call) -> Result<isize>;
     /// Write what `info` says.
     fn info(&self, mapping: &Mapping, out: &SeqFile) -> Result;
+    /// A line of `map`.
+    type Line: Copy;
+    /// The line at a page, and the page of the next.
+    fn line(&self, mapping: &Mapping, page: u64) -> Option<(Self::Line, u64)>;
+    /// Write it.
+    fn show_line(&self, line: &Self::Line, out: &SeqFile);
+}
+
+/// A call of `ioctl()`.
+pub(crate) struct Call {
+    /// Its number.
+    pub(crate) command: u32,
+    /// Its argument.
+    pub(crate) argument: usize,
 }
 
 /// What `fallocate()` is to do.
@@ -89,27 +106,44 @@ struct Head {
 #[repr(C)]
 struct Private<T: MemoryFile> {
     head: Head,
-    shown: Option<(Shown, Dir)>,
+    shown: Option<([Shown; 2], Dir)>,
     object: T,
 }
 
-/// What makes `gmem/<number>/info` of a file.
+/// What makes `gmem/<number>/info` and `map` of a file.
 struct Info<T>(NonNull<bindings::inode>, PhantomData<fn() -> T>);
 
-// SAFETY: The pointer is used as `show` says, on whatever thread.
+// SAFETY: The pointer is used as `parts` says, on whatever thread.
 unsafe impl<T> Send for Info<T> {}
 // SAFETY: As above.
 unsafe impl<T> Sync for Info<T> {}
 
+impl<T: MemoryFile> Info<T> {
+    /// The file, and its mapping; for who is in a call of debugfs'.
+    fn parts(&self) -> (&T, &Mapping) {
+        // SAFETY: The inode's eviction removes the debugfs files first, which waits for calls of
+        // theirs: the inode, its mapping and its private data are there.
+        unsafe { (Operations::<T>::of(self.0.as_ptr()), Mapping::of(self.0)) }
+    }
+}
+
 impl<T: MemoryFile> Table for Info<T> {
     fn show(&self, out: &SeqFile) -> Result {
-        // SAFETY: The inode's eviction removes this file first, which waits for us: the inode, its
-        // mapping and its private data are there.
-        unsafe { Operations::<T>::of(self.0.as_ptr()) }.info(
-            // SAFETY: As above.
-            unsafe { Mapping::of(self.0) },
-            out,
-        )
+        let (file, mapping) = self.parts();
+        file.info(mapping, out)
+    }
+}
+
+impl<T: MemoryFile> Listing for Info<T> {
+    type Line = T::Line;
+
+    fn at(&self, position: u64) -> Option<(T::Line, u64)> {
+        let (file, mapping) = self.parts();
+        file.line(mapping, position)
+    }
+
+    fn show(&self, line: &T::Line, out: &SeqFile) {
+        self.parts().0.show_line(line, out);
     }
 }
 
@@ -159,7 +193,10 @@ pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
         bindings::simple_inode_init_ts(raw_inode);
     }
     let info = Arc::new(Info::<T>(inode.0, PhantomData), GFP_KERNEL)?;
-    let shown = Shown::table(c"info", &new.dir, info)?;
+    let shown = [
+        Shown::table(c"info", &new.dir, info.clone())?,
+        listing::file(c"map", &new.dir, info)?,
+    ];
     // SAFETY: Only this function has the inode yet, and `show` does not look at `shown`.
     unsafe { (&raw mut (*private).shown).write(Some((shown, new.dir))) };
     install::<T>(inode, &mount, new.name)

@@ -27,6 +27,7 @@ pub(crate) mod kvm;
 pub(crate) mod kvm_module;
 pub(crate) mod layout;
 pub(crate) mod life;
+pub(crate) mod listing;
 pub(crate) mod mapping;
 pub(crate) mod memcg;
 pub(crate) mod memory_file;

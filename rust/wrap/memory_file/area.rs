@@ -49,7 +49,7 @@ impl<T: MemoryFile> Areas<T> {
             (place.pgoff, place.vma)
         };
         // SAFETY: The area keeps its file, and is there for the length of the call.
-        let (_, object, mapping) = unsafe { Operations::<T>::parts((*area).vm_file) };
+        let (object, mapping) = unsafe { Operations::<T>::parts((*area).vm_file) };
         // SAFETY: The caller's promise; an area has its address space.
         let _charged = unsafe { ChargedTo::owner_of((*area).vm_mm) };
         match object.fault(mapping, index) {

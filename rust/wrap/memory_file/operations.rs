@@ -8,41 +8,20 @@ use super::{
     },
     area::Areas,
     mount::end_pages,
-    MemoryFile, Mode, Private, Seek,
+    Call, MemoryFile, Mode, Private, Seek,
 };
 use crate::raw;
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings,
     error::{from_result, to_result},
-    ffi::{c_int, c_long, c_uint},
+    ffi::{c_int, c_long, c_uint, c_ulong},
     module::this_module,
     prelude::*,
 };
 
 /// The operations of a `T`.
 pub(super) struct Operations<T>(PhantomData<T>);
-
-/// An inode's lock, while this is there.
-struct InodeLock(*mut bindings::inode);
-
-impl InodeLock {
-    /// # Safety
-    ///
-    /// The inode lives as long as the result.
-    unsafe fn new(inode: *mut bindings::inode) -> Self {
-        // SAFETY: The caller's promise.
-        unsafe { raw::kvmate_inode_lock(inode) };
-        Self(inode)
-    }
-}
-
-impl Drop for InodeLock {
-    fn drop(&mut self) {
-        // SAFETY: Taken in `new`, and the inode is there.
-        unsafe { raw::kvmate_inode_unlock(self.0) };
-    }
-}
 
 impl<T: MemoryFile> Operations<T> {
     pub(super) const FILE: bindings::file_operations = bindings::file_operations {
@@ -55,6 +34,9 @@ impl<T: MemoryFile> Operations<T> {
         splice_write: Some(bindings::iter_file_splice_write),
         fsync: Some(bindings::noop_fsync),
         fallocate: Some(Self::fallocate),
+        unlocked_ioctl: Some(Self::ioctl),
+        #[cfg(CONFIG_COMPAT)]
+        compat_ioctl: bindings::compat_ptr_ioctl,
         mmap: Some(Areas::<T>::mmap),
         get_unmapped_area: Some(bindings::thp_get_unmapped_area),
         ..pin_init::zeroed()
@@ -74,22 +56,16 @@ impl<T: MemoryFile> Operations<T> {
         unsafe { &(*(*inode).i_private.cast::<Private<T>>()).object }
     }
 
-    /// A file's inode, what it is and its mapping.
+    /// What a file is, and its mapping.
     ///
     /// # Safety
     ///
     /// An open file with these operations, which stays open for `'a`.
-    pub(super) unsafe fn parts<'a>(
-        file: *mut bindings::file,
-    ) -> (*mut bindings::inode, &'a T, &'a Mapping) {
+    pub(super) unsafe fn parts<'a>(file: *mut bindings::file) -> (&'a T, &'a Mapping) {
         // SAFETY: The caller's promise; a file has its inode, and keeps it.
         unsafe {
             let inode = (*file).f_inode;
-            (
-                inode,
-                Self::of(inode),
-                Mapping::of(NonNull::new_unchecked(inode)),
-            )
+            (Self::of(inode), Mapping::of(NonNull::new_unchecked(inode)))
         }
     }
 
@@ -121,9 +97,8 @@ impl<T: MemoryFile> Operations<T> {
         from_result(|| {
             let start = u64::try_from(offset).map_err(|_| ENXIO)?;
             // SAFETY: The caller's promise.
-            let (inode, object, mapping) = unsafe { Self::parts(file) };
-            // SAFETY: The file has the inode.
-            let _lock = unsafe { InodeLock::new(inode) };
+            let (object, mapping) = unsafe { Self::parts(file) };
+            let _lock = mapping.lock_inode();
             let found = object.seek(mapping, start, what)?;
             // SAFETY: The caller's promise.
             Ok(unsafe { bindings::vfs_setpos(file, found as i64, i64::MAX) })
@@ -139,7 +114,7 @@ impl<T: MemoryFile> Operations<T> {
     ) -> isize {
         from_result(|| {
             // SAFETY: The caller's promise, for the length of the call.
-            let (_, object, mapping) = unsafe { Self::parts((*iocb).ki_filp) };
+            let (object, mapping) = unsafe { Self::parts((*iocb).ki_filp) };
             // SAFETY: As above.
             let mut to = unsafe { Destination::new(NonNull::new(to).ok_or(EINVAL)?) };
             // SAFETY: As above; the position is checked by the VFS not to be negative.
@@ -162,9 +137,8 @@ impl<T: MemoryFile> Operations<T> {
             // SAFETY: The caller's promise, for the length of the call.
             let file = unsafe { (*iocb).ki_filp };
             // SAFETY: As above.
-            let (inode, object, mapping) = unsafe { Self::parts(file) };
-            // SAFETY: The file has the inode.
-            let _lock = unsafe { InodeLock::new(inode) };
+            let (object, mapping) = unsafe { Self::parts(file) };
+            let _lock = mapping.lock_inode();
             // SAFETY: The caller's promise; the inode is locked.
             let allowed = unsafe { bindings::generic_write_checks(iocb, from) };
             if allowed <= 0 {
@@ -202,14 +176,29 @@ impl<T: MemoryFile> Operations<T> {
                 _ => return Err(EOPNOTSUPP),
             };
             // SAFETY: The caller's promise, for the length of the call.
-            let (inode, object, mapping) = unsafe { Self::parts(file) };
-            // SAFETY: The file has the inode.
-            let _lock = unsafe { InodeLock::new(inode) };
+            let (object, mapping) = unsafe { Self::parts(file) };
+            let _lock = mapping.lock_inode();
             // Before, for a prefix may be done where it fails.
             // SAFETY: The caller's promise; the inode is locked.
             to_result(unsafe { bindings::file_modified(file) })?;
             object.fallocate(mapping, mode, offset as u64, length as u64)?;
             Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// As above.
+    unsafe extern "C" fn ioctl(
+        file: *mut bindings::file,
+        command: c_uint,
+        argument: c_ulong,
+    ) -> c_long {
+        from_result(|| {
+            // SAFETY: The caller's promise, for the length of the call.
+            let (object, mapping) = unsafe { Self::parts(file) };
+            let call = Call { command, argument };
+            Ok(object.ioctl(mapping, &call)? as c_long)
         })
     }
 
