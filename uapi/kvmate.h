@@ -180,7 +180,8 @@ struct kvmate_gmem {
  *              where there is no memory (of the node, or below the cgroup's limit): SIGBUS. Nobody
  *              is killed for want of the file's pages; page tables are memory as any other
  *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL or
- *              EAGAIN: nothing merges a file's pages
+ *              EAGAIN: only KVMATE_GMEM_MERGE merges a
+ *              file's pages
  *   read       of a hole gives zeros and allocates nothing; EFAULT. Whole, but when killed
  *   write      beyond the end: EPERM, having written what fits; ENOMEM; EFAULT. Likewise
  *   ftruncate  EPERM, to the size that it has: 0
@@ -267,6 +268,67 @@ struct kvmate_gmem_query {
  *   EFAULT	the structure or the array cannot be read or written
  */
 #define KVMATE_GMEM_QUERY	_IOWR(KVMATE_IOCTL_TYPE, 0x11, struct kvmate_gmem_query)
+
+/* Flags in kvmate_gmem_range */
+#define KVMATE_GMEM_FILL	(1U << 0)	/* KVMATE_GMEM_MERGE: fill holes with zeros */
+
+/**
+ * struct kvmate_gmem_range - a range of a memory file whose folios are to be split or merged
+ * @offset: in: where it begins, a multiple of 4096 << @order
+ * @length: in: its bytes, a multiple of 4096 << @order
+ * @order: in: log2 of the pages of a folio: to split, the most that one is to have, 0 to 8; to
+ *	merge, the least, 1 to 9 (2 MiB)
+ * @flags: in: KVMATE_GMEM_FILL to merge, else zero
+ * @done: in: zero; out: how many bytes of the range are as wished, from @offset on
+ * @refused: in: zero; out, with EAGAIN, ENOMEM, EHWPOISON and with EINVAL for a hole: the folio or
+ *	hole that stood in the way, the first one, as it was then
+ * @reserved: in: zero
+ */
+struct kvmate_gmem_range {
+	__u64 offset;
+	__u64 length;
+	__u32 order;
+	__u32 flags;
+	__u64 done;
+	struct kvmate_gmem_record refused;
+	__u64 reserved[2];
+};
+
+/*
+ * Of a memory file's descriptor, open for writing: split the folios of a range, or merge them,
+ * while others read and write that memory, through whatever mapping, guests too. No byte changes,
+ * and none is ever seen that was not there. The folios are unmapped for it; the next access maps
+ * them anew. After a merge that is by PMD in mappings that have no page table there; where small
+ * pages were mapped before there is one, and MADV_COLLAPSE makes it a PMD, for KVM too.
+ *
+ * A folio to which somebody else holds a reference (vmsplice, O_DIRECT, VFIO, ...) is neither split
+ * nor merged: EAGAIN, and @refused tells which, how many references it has and how many it has when
+ * nobody holds it, how often it is mapped, and whether it looks pinned. Nothing is lost by that;
+ * calling again, once the reference is gone, does the rest. (Pages that processors keep in lists of
+ * theirs, to be sorted in, are fetched from there.) Holes stay holes when splitting. Merging copies
+ * into new memory, of the file's node, which is charged to who paid for the first page of each new
+ * folio; the old pages go back to the system. knobs/gmem_order is not asked.
+ *
+ * What a file was merged to may be split again by a punch, and what was split is not merged again
+ * by itself.
+ *
+ * Errors, with a prefix done (@done):
+ *   EAGAIN	see above
+ *   ENOMEM	no memory: for a new folio (or the cgroup's limit), or to split one
+ *   EHWPOISON	to merge: a page has failed
+ *   EINVAL	to merge: a hole, without KVMATE_GMEM_FILL; then @refused has
+ *		KVMATE_GMEM_HOLE
+ *   EINTR	a signal; calling again with what is left goes on
+ * Errors, with nothing done and the structure as it was:
+ *   EINVAL	order is not one of those above, offset or length is no multiple of it, their sum
+ *		is too large or behind the file's end, an unknown flag, or done, refused or
+ *		reserved is not zero
+ *   EOPNOTSUPP	to merge: the file is one of 4 KiB pages only (KVMATE_GMEM_SMALL)
+ *   EBADF	the descriptor is not open for writing
+ *   EFAULT	the structure cannot be read or written
+ */
+#define KVMATE_GMEM_SPLIT	_IOWR(KVMATE_IOCTL_TYPE, 0x12, struct kvmate_gmem_range)
+#define KVMATE_GMEM_MERGE	_IOWR(KVMATE_IOCTL_TYPE, 0x13, struct kvmate_gmem_range)
 
 /* Flags of kvmate_irqfd. */
 #define KVMATE_IRQFD_MSI	(1U << 0)	/* an MSI, not a GSI */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A gmem file: what it is made with, what it counts, and which part of [`super`] does what.
 
-use super::{query::Piece, stats::Stats, Gmem, Wish};
+use super::{query::Piece, reshape::Shape, stats::Stats, Gmem, Wish};
 use crate::wrap::{
     folio::{LockedFolio, Node, PAGE_SIZE},
     iov::{Destination, Source},
@@ -21,20 +21,20 @@ pub(super) struct File {
     pub(super) gmem: Arc<Gmem>,
     /// Its inode's.
     pub(super) number: u64,
-    small: bool,
+    pub(super) small: bool,
     pub(super) node: Node,
     pub(super) stats: Stats,
 }
 
 impl File {
-    pub(super) fn new(gmem: Arc<Gmem>, wish: &Wish<'_>, number: u64) -> Self {
-        Self {
+    pub(super) fn new(gmem: Arc<Gmem>, wish: &Wish<'_>, number: u64) -> Result<Self> {
+        Ok(Self {
             gmem,
             number,
             small: wish.small,
             node: wish.node,
-            stats: Stats::default(),
-        }
+            stats: Stats::new()?,
+        })
     }
 
     /// The largest order of a new folio now.
@@ -91,6 +91,8 @@ impl MemoryFile for File {
         let argument = |size| UserSlice::new(UserPtr::from_addr(call.argument), size);
         match call.command {
             uabi::GMEM_QUERY => Self::query(mapping, argument(size_of::<uabi::GmemQuery>())),
+            uabi::GMEM_SPLIT => self.reshape(mapping, call, Shape::Split),
+            uabi::GMEM_MERGE => self.reshape(mapping, call, Shape::Merge),
             _ => Err(ENOTTY),
         }
     }

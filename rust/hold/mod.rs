@@ -2,8 +2,9 @@
 //! Hold: gmem, memory files for guests, with 2 MiB folios and exact holes.
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
-//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`query`] tells what is where, [`stats`] is
-//! what `info` shows, [`traced`] what is traced.
+//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`]
+//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`query`] tells what is where,
+//! [`stats`] is what `info` shows, [`traced`] what is traced.
 //!
 //! # Who owns what
 //!
@@ -17,14 +18,15 @@
 //! # Locks
 //!
 //! From the outside in; all sleep.
-//! 1. the inode lock: one `write()` or `fallocate()` at a time;
+//! 1. the inode lock: one `write()`, `fallocate()`, split or merge at a time;
 //! 2. the caller's `mmap_lock`, when mm calls for a fault;
 //! 3. the mapping's invalidate lock: shared by whoever adds pages or looks into them (fault, read, write,
-//!    allocate), taken alone to punch. Nothing faults under it: `read()` and `write()` make the caller's
+//!    allocate), taken alone to punch, split and merge. Nothing faults under it: `read()` and `write()` make the caller's
 //!    buffer present first and copy with faults off;
 //! 4. a folio's lock. A fault gives the locked folio to mm, which maps it and unlocks it without the
-//!    invalidate lock; therefore whoever removes or splits takes the folio's lock too and unmaps once
-//!    more under it (the kernel's truncation does).
+//!    invalidate lock; therefore whoever removes, splits or merges takes the folio's lock too and unmaps
+//!    once more under it (the kernel's truncation does, and `merge`). Only a merge takes several, all
+//!    of a block in order.
 //!
 //! # A punch
 //!
@@ -37,8 +39,12 @@
 mod file;
 mod fill;
 mod io;
+mod merge;
 mod punch;
 mod query;
+mod refused;
+mod reshape;
+mod split;
 mod stats;
 mod traced;
 
@@ -110,7 +116,7 @@ impl Gmem {
         let number = self.made.fetch_add(1, Relaxed) + 2;
         let dir = CString::try_from_fmt(fmt!("{number}"))?;
         memory_file::create(Creation {
-            object: File::new(self.clone(), wish, number),
+            object: File::new(self.clone(), wish, number)?,
             size: wish.size,
             name: &CString::try_from_fmt(fmt!("gmem:{}", wish.name))?,
             number,

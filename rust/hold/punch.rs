@@ -10,14 +10,10 @@ use crate::{
     },
 };
 use core::ops::Range;
-use kernel::{current, prelude::*, time::delay::fsleep, time::Delta};
+use kernel::{current, prelude::*};
 
 /// How many pages are punched under one hold of the lock: 1 GiB, a multiple of any folio.
 const AT_ONCE: usize = 1 << 18;
-
-/// How often a split is tried. A reference may be somebody's who only looks, or a fault's that is just
-/// over; a pin stays.
-const TRIES: u32 = 4;
 
 impl File {
     /// `fallocate()` with `PUNCH_HOLE`. `EINTR`: a prefix is done.
@@ -78,20 +74,11 @@ impl File {
 
     /// The folio that has the page, after trying to split it so that it begins there.
     fn folio_beginning_at(&self, mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
-        for attempt in 0..TRIES {
-            let before = at(mapping, page)?;
-            if before.index == page {
-                break;
-            }
-            if attempt > 0 {
-                fsleep(Delta::from_micros(50 << attempt));
-            }
-            mapping.split_at(page);
-            if let Some(after) = at(mapping, page).filter(|after| after.order < before.order) {
-                self.traces_split(before, after);
-            }
-        }
-        at(mapping, page)
+        let split = self.split_until(mapping, page, 0, |block| block.index == page);
+        split.unwrap_or_else(|refused| {
+            self.stats.punch_refused(refused);
+            at(mapping, page)
+        })
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) enum Piece {
 
 impl Piece {
     /// The one that has the first page; a hole is cut to `pages`.
-    fn at(mapping: &Mapping, pages: Range<usize>) -> Self {
+    pub(super) fn at(mapping: &Mapping, pages: Range<usize>) -> Self {
         match mapping.look(pages.clone()) {
             None => Self::Hole(pages.start, pages.len()),
             Some(folio) if folio.index > pages.start => {

@@ -1,14 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a file counts, and `gmem/<number>/info`.
 
-use super::file::File;
+use super::{
+    file::File,
+    refused::{Refused, Why},
+};
 use crate::wrap::{
     folio::{PAGE_SIZE, PMD_ORDER},
     mapping::Mapping,
 };
 use kernel::{
+    new_mutex,
+    prelude::*,
     seq_file::{seq_print, SeqFile},
-    sync::atomic::{Atomic, Relaxed},
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Mutex,
+    },
 };
 
 const ORDERS: usize = PMD_ORDER as usize + 1;
@@ -21,18 +29,73 @@ pub(super) struct Stats {
     freed: Atomic<u64>,
     kept: Atomic<u64>,
     referenced: Atomic<u64>,
+    pub(super) split: Attempts,
+    pub(super) merge: Attempts,
+    punch_refused: Pin<KBox<Mutex<PunchRefused>>>,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
+/// How often a punch could not split a folio, and the last one.
+#[derive(Clone, Copy)]
+struct PunchRefused(u64, Option<Refused>);
+
+/// How often something was tried, done, and refused for which reason.
+pub(super) struct Attempts {
+    tried: Atomic<u64>,
+    done: Atomic<u64>,
+    refused: [Atomic<u64>; Why::ALL.len()],
+}
+
+impl Attempts {
+    fn new() -> Self {
         Self {
+            tried: Atomic::new(0),
+            done: Atomic::new(0),
+            refused: [const { Atomic::new(0) }; Why::ALL.len()],
+        }
+    }
+
+    /// It begins.
+    pub(super) fn tried(&self) {
+        add(&self.tried, 1);
+    }
+
+    /// It is done.
+    pub(super) fn done(&self) {
+        add(&self.done, 1);
+    }
+
+    /// It is not.
+    pub(super) fn refused(&self, refused: &Refused) {
+        let mut counters = self.refused.iter().zip(Why::ALL);
+        if let Some((counter, _)) = counters.find(|(_, why)| *why == refused.why) {
+            add(counter, 1);
+        }
+    }
+
+    fn show(&self, what: &str, out: &SeqFile) {
+        seq_print!(out, "{what}_tried {}\n", self.tried.load(Relaxed));
+        seq_print!(out, "{what}_done {}\n", self.done.load(Relaxed));
+        for (counter, why) in self.refused.iter().zip(Why::ALL) {
+            let (why, count) = (why.name(), counter.load(Relaxed));
+            seq_print!(out, "{what}_failed_{why} {count}\n");
+        }
+    }
+}
+
+impl Stats {
+    /// Nothing yet.
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
             fallbacks: Atomic::new(0),
             faults: [const { Atomic::new(0) }; ORDERS],
             asked: Atomic::new(0),
             freed: Atomic::new(0),
             kept: Atomic::new(0),
             referenced: Atomic::new(0),
-        }
+            split: Attempts::new(),
+            merge: Attempts::new(),
+            punch_refused: KBox::pin_init(new_mutex!(PunchRefused(0, None)), GFP_KERNEL)?,
+        })
     }
 }
 
@@ -72,6 +135,27 @@ impl Stats {
         }
     }
 
+    /// A punch could not split a folio.
+    pub(super) fn punch_refused(&self, refused: Refused) {
+        let mut last = self.punch_refused.lock();
+        *last = PunchRefused(last.0 + 1, Some(refused));
+    }
+
+    fn show_punch_refused(&self, out: &SeqFile) {
+        let PunchRefused(count, last) = *self.punch_refused.lock();
+        seq_print!(out, "punch_refused {count}\n");
+        let Some(refused) = last else {
+            return;
+        };
+        let record = refused.at.record();
+        seq_print!(out, "punch_refused_offset {}\n", record.offset);
+        seq_print!(out, "punch_refused_references {}\n", record.references);
+        seq_print!(out, "punch_refused_expected {}\n", record.expected);
+        seq_print!(out, "punch_refused_mappings {}\n", record.mappings);
+        let pinned = u32::from(refused.is_pinned());
+        seq_print!(out, "punch_refused_pinned {pinned}\n");
+    }
+
     /// Write the table.
     pub(super) fn show(&self, mapping: &Mapping, out: &SeqFile) {
         let mut folios = [0u64; ORDERS];
@@ -96,5 +180,8 @@ impl Stats {
         seq_print!(out, "punch_kept_unsplit {}\n", self.kept.load(Relaxed));
         let referenced = self.referenced.load(Relaxed);
         seq_print!(out, "punch_kept_referenced {referenced}\n");
+        self.show_punch_refused(out);
+        self.split.show("split", out);
+        self.merge.show("merge", out);
     }
 }

@@ -39,8 +39,11 @@ impl File {
         }
     }
 
-    /// A folio was split.
+    /// A folio was split, if it is smaller now.
     pub(super) fn traces_split(&self, before: Block, after: Block) {
+        if after.order >= before.order {
+            return;
+        }
         let offset = (before.index as u64) << PAGE_SHIFT;
         let (from, to) = (before.order, after.order);
         trace_event::gmem_split(self.number, offset, from, to);

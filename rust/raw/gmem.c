@@ -94,7 +94,18 @@ bool kvmate_mapping_next(struct address_space *mapping, unsigned long index, uns
 	return entry;
 }
 
-static void look(struct folio *folio, struct kvmate_folio_state *state)
+void kvmate_mapping_min_order(struct address_space *mapping, unsigned int order)
+{
+	const unsigned long mask = AS_FOLIO_ORDER_MIN_MASK;
+	unsigned long old = READ_ONCE(mapping->flags);
+
+	/* Others set bits beside it without a lock (mapping_set_error()). */
+	while (!try_cmpxchg(&mapping->flags, &old,
+			    (old & ~mask) | ((unsigned long)order << AS_FOLIO_ORDER_MIN)))
+		;
+}
+
+void kvmate_folio_look(struct folio *folio, struct kvmate_folio_state *state)
 {
 	state->index = folio->index;
 	state->order = folio_order(folio);
@@ -129,7 +140,7 @@ bool kvmate_mapping_look(struct address_space *mapping, unsigned long index, uns
 	rcu_read_unlock();
 	if (!folio)
 		return false;
-	look(folio, state);
+	kvmate_folio_look(folio, state);
 	folio_put(folio);
 	return true;
 }
@@ -151,6 +162,14 @@ struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node)
 void kvmate_folio_put(struct folio *folio)
 {
 	folio_put(folio);
+}
+
+int kvmate_folio_copy_page(struct folio *to, unsigned long to_page, struct folio *from,
+			   unsigned long from_page)
+{
+	if (copy_mc_highpage(folio_page(to, to_page), folio_page(from, from_page)))
+		return -EHWPOISON;
+	return 0;
 }
 
 int kvmate_folio_references(struct folio *folio)
@@ -227,6 +246,20 @@ bool kvmate_fatal_signal_pending(void)
 struct mem_cgroup *kvmate_memcg_of(struct mm_struct *mm)
 {
 	return get_mem_cgroup_from_mm(mm);
+}
+
+struct mem_cgroup *kvmate_memcg_of_folio(struct folio *folio)
+{
+	struct mem_cgroup *memcg;
+
+	rcu_read_lock();
+	memcg = folio_memcg(folio);
+#ifdef CONFIG_MEMCG
+	if (memcg && !css_tryget(&memcg->css))
+		memcg = NULL;
+#endif
+	rcu_read_unlock();
+	return memcg;
 }
 
 struct mem_cgroup *kvmate_charge_to(struct mem_cgroup *memcg)

@@ -43,11 +43,18 @@ struct kvmate_folio_state {
 /* The folio at "index" or the next one up to "last". */
 bool kvmate_mapping_look(struct address_space *mapping, unsigned long index, unsigned long last,
 			 struct kvmate_folio_state *state);
+/* The smallest order that a split may leave. */
+void kvmate_mapping_min_order(struct address_space *mapping, unsigned int order);
 /* Locked and with a reference, or NULL. */
 struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index);
 
 struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node);
 void kvmate_folio_put(struct folio *folio);
+/* The caller's reference is not told. */
+void kvmate_folio_look(struct folio *folio, struct kvmate_folio_state *state);
+/* -EHWPOISON if the source cannot be read. */
+int kvmate_folio_copy_page(struct folio *to, unsigned long to_page, struct folio *from,
+			   unsigned long from_page);
 int kvmate_folio_references(struct folio *folio);
 /* Without the caller's. */
 int kvmate_folio_expected_references(struct folio *folio);
@@ -70,7 +77,21 @@ bool kvmate_fatal_signal_pending(void);
 /* That of a task with this mm, with a reference; what is charged to nobody in particular goes to */
 /* "memcg" from then on (NULL: as ever), which tells where it went before. */
 struct mem_cgroup *kvmate_memcg_of(struct mm_struct *mm);
+/* That which paid for the folio, which is locked, with a reference; or NULL. */
+struct mem_cgroup *kvmate_memcg_of_folio(struct folio *folio);
 struct mem_cgroup *kvmate_charge_to(struct mem_cgroup *memcg);
 void kvmate_memcg_put(struct mem_cgroup *memcg);
+
+/*
+ * "new", which stands at the same index in the mapping "from", takes the place of "old", the folios
+ * that stand in its range, in one step. All are locked, the old ones unmapped; the caller has one
+ * reference to each, keeps those, and has to keep others from adding to the range. -EAGAIN: "busy"
+ * of the old ones has more references. -ENOMEM. Either way nothing has changed.
+ */
+int kvmate_mapping_replace(struct address_space *mapping, struct address_space *from,
+			   struct folio *new, struct folio **old, unsigned int count,
+			   unsigned int *busy);
+/* Have all processors sort in the folios that they keep in lists of theirs, with a reference. */
+void kvmate_lru_drain(void);
 
 #endif /* _KVMATE_GMEM_H */

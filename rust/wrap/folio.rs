@@ -8,7 +8,7 @@ use super::{
     task::give_way,
 };
 use crate::raw;
-use core::{mem::ManuallyDrop, ptr::NonNull};
+use core::{mem::ManuallyDrop, ops::Range, ptr::NonNull};
 use kernel::{bindings, error::to_result, prelude::*};
 
 /// What a folio is like at a moment. `references` without those of who looks; `expected` are the page
@@ -81,6 +81,27 @@ impl NewFolio {
         mapping: *mut bindings::address_space,
         index: usize,
     ) -> Result<LockedFolio> {
+        // SAFETY: The caller's promise.
+        let folio = unsafe { self.insert(mapping, index) }?;
+        // Whoever finds it waits for the lock, so it is cleared once whoever comes.
+        // SAFETY: No condition.
+        if unsafe { raw::kvmate_folio_needs_zeroing() } {
+            folio.clear(0..1 << folio.order());
+        }
+        folio.is_filled();
+        Ok(folio)
+    }
+
+    /// Likewise; its content is still to be made, and [`LockedFolio::is_filled`] said then.
+    ///
+    /// # Safety
+    ///
+    /// As for `add`.
+    pub(super) unsafe fn insert(
+        self,
+        mapping: *mut bindings::address_space,
+        index: usize,
+    ) -> Result<LockedFolio> {
         let folio = self.0.as_ptr();
         // SAFETY: Ours and in no cache (type invariant).
         let order = unsafe { raw::kvmate_folio_order(folio) };
@@ -91,22 +112,9 @@ impl NewFolio {
         assert!(index & ((1 << order) - 1) == 0);
         // SAFETY: As above, and where it may stand; the rest is the caller's promise.
         to_result(unsafe { bindings::filemap_add_folio(mapping, folio, index, gfp) })?;
-        // INVARIANT: `filemap_add_folio()` locked it and took a reference of the cache's; the one
+        // INVARIANT: `filemap_add_folio()` locked it and took references of the cache's; the one
         // that we had goes along.
-        let folio = LockedFolio(ManuallyDrop::new(self).0);
-        // Whoever finds it waits for the lock, so it is cleared once whoever comes.
-        // SAFETY: No condition.
-        if unsafe { raw::kvmate_folio_needs_zeroing() } {
-            folio.clear();
-        }
-        // SAFETY: Locked, and its content is there now. Dirty, so that truncation never drops as
-        // clean what it could not split (mm/truncate.c); nobody ever cleans it, for no one writes it
-        // back.
-        unsafe {
-            raw::kvmate_folio_mark_uptodate(folio.0.as_ptr());
-            bindings::folio_mark_dirty(folio.0.as_ptr());
-        }
-        Ok(folio)
+        Ok(LockedFolio(ManuallyDrop::new(self).0))
     }
 }
 
@@ -122,6 +130,7 @@ impl Drop for NewFolio {
 /// # Invariants
 ///
 /// In a cache, locked by us, with a reference of ours.
+#[repr(transparent)]
 pub(crate) struct LockedFolio(NonNull<bindings::folio>);
 
 impl LockedFolio {
@@ -163,16 +172,56 @@ impl LockedFolio {
         }
     }
 
-    fn clear(&self) {
-        let pages = 1usize << self.order();
-        for first in (0..pages).step_by(PAGES_AT_ONCE) {
-            let some = (pages - first).min(PAGES_AT_ONCE);
+    /// What it is like now.
+    pub(crate) fn state(&self) -> FolioState {
+        let mut state = FolioState::default();
+        // SAFETY: We hold a reference (type invariant).
+        unsafe { raw::kvmate_folio_look(self.0.as_ptr(), &mut state) };
+        state
+    }
+
+    /// Its content is there now.
+    pub(super) fn is_filled(&self) {
+        // SAFETY: Locked. Dirty, so that truncation never drops as clean what it could not split
+        // (mm/truncate.c); nobody ever cleans it, for no one writes it back.
+        unsafe {
+            raw::kvmate_folio_mark_uptodate(self.0.as_ptr());
+            bindings::folio_mark_dirty(self.0.as_ptr());
+        }
+    }
+
+    /// Zero pages of it, of a new one.
+    pub(super) fn clear(&self, pages: Range<usize>) {
+        assert!(pages.end <= 1 << self.order());
+        for first in pages.clone().step_by(PAGES_AT_ONCE) {
+            let some = (pages.end - first).min(PAGES_AT_ONCE);
             // SAFETY: Pages of the folio, which we hold; nobody else reads it before it is up to
             // date.
             unsafe { raw::kvmate_folio_clear(self.0.as_ptr(), first, some as u32) };
             // A folio's lock may be held over it.
             give_way();
         }
+    }
+
+    /// Copy all pages of another into it, from its page `at` on. `EHWPOISON`: one cannot be read.
+    pub(super) fn copy_pages(&self, at: usize, from: &LockedFolio) -> Result {
+        let pages = 1usize << from.order();
+        assert!(at + pages <= 1 << self.order());
+        for page in 0..pages {
+            // SAFETY: Pages of the folios, both of which we hold.
+            to_result(unsafe {
+                raw::kvmate_folio_copy_page(self.0.as_ptr(), at + page, from.0.as_ptr(), page)
+            })?;
+            if page % PAGES_AT_ONCE == 0 {
+                // SAFETY: Process context, and a folio's lock may be held over it.
+                unsafe { bindings::__cond_resched() };
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::folio {
+        self.0.as_ptr()
     }
 
     /// Zero a part of it.

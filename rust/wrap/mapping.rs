@@ -31,7 +31,7 @@ impl Mapping {
         unsafe { &*(*inode.as_ptr()).i_mapping.cast() }
     }
 
-    fn as_ptr(&self) -> *mut bindings::address_space {
+    pub(super) fn as_ptr(&self) -> *mut bindings::address_space {
         self.0.get()
     }
 
@@ -169,18 +169,25 @@ impl Exclusive<'_> {
         }
     }
 
-    /// Try to split the folio that has this page, so that a folio begins at it. No byte changes. If
-    /// somebody else has a reference to it, it stays whole; it is unmapped either way.
-    pub(crate) fn split_at(&self, index: usize) {
+    /// Try to split the folio that has this page, so that a folio of that order begins at it, and the
+    /// others are no smaller. No byte changes. If somebody else has a reference to it, it stays whole;
+    /// it is unmapped either way.
+    pub(crate) fn split_at(&self, index: usize, order: u32) {
+        assert!(index & ((1 << order) - 1) == 0);
         let byte = ((index as u64) << PAGE_SHIFT) + 1;
         // Truncation of a single byte: covers no whole page, so none is dropped, and splits the folio
         // there. It does not zero what it must take as inaccessible. Nobody else looks at that flag
         // with an effect on contents (mm/compaction.c and mm/migrate.c leave such pages alone).
+        // It splits down to the mapping's smallest order. Meanwhile that means something to who adds
+        // folios, which takes our lock, and to a memory failure, which then finds a folio that it
+        // cannot split far enough, and leaves the page where it is (mm/memory-failure.c).
         // SAFETY: Live (invariant of `Mapping`), and we hold its lock alone (type invariant), so only
-        // we change the flag.
+        // we change the flag and the order.
         unsafe {
             raw::kvmate_mapping_inaccessible(self.0.as_ptr(), true);
+            raw::kvmate_mapping_min_order(self.0.as_ptr(), order);
             bindings::truncate_inode_pages_range(self.0.as_ptr(), byte as i64, byte);
+            raw::kvmate_mapping_min_order(self.0.as_ptr(), 0);
             raw::kvmate_mapping_inaccessible(self.0.as_ptr(), false);
         }
     }

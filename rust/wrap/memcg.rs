@@ -7,6 +7,7 @@
 //!
 //! C header: [`include/linux/memcontrol.h`](srctree/include/linux/memcontrol.h)
 
+use super::folio::LockedFolio;
 use crate::raw;
 use core::ptr;
 use kernel::{bindings, current};
@@ -20,6 +21,20 @@ use kernel::{bindings, current};
 pub(crate) struct ChargedTo(Option<(*mut bindings::mem_cgroup, *mut bindings::mem_cgroup)>);
 
 impl ChargedTo {
+    /// Charge to who paid for a folio.
+    pub(crate) fn payer_of(folio: &LockedFolio) -> Self {
+        // SAFETY: Locked, so what it is charged to does not change (linux/memcontrol.h); gives a
+        // reference.
+        let memcg = unsafe { raw::kvmate_memcg_of_folio(folio.as_ptr()) };
+        if memcg.is_null() {
+            return Self(None);
+        }
+        // SAFETY: We have a reference, which `drop` puts after it is charged no more.
+        let before = unsafe { raw::kvmate_charge_to(memcg) };
+        // INVARIANT: As just done. The type is not `Send`.
+        Self(Some((memcg, before)))
+    }
+
     /// Charge to the owner of an address space, if that is not the current task.
     ///
     /// # Safety

@@ -73,6 +73,8 @@ pub(crate) struct Call {
     pub(crate) command: u32,
     /// Its argument.
     pub(crate) argument: usize,
+    /// Whether the descriptor is open for writing.
+    pub(crate) writable: bool,
 }
 
 /// What `fallocate()` is to do.
@@ -182,8 +184,7 @@ pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
         (*raw_inode).i_size = new.size as i64;
         (*raw_inode).i_op = &Operations::<T>::INODE;
         (*raw_inode).__bindgen_anon_3.i_fop = &Operations::<T>::FILE;
-        (*(*raw_inode).i_mapping).a_ops = &ADDRESS_SPACE;
-        raw::kvmate_mapping_init((*raw_inode).i_mapping);
+        prepare_cache(inode.0);
         bindings::inode_init_owner(
             &raw mut bindings::nop_mnt_idmap,
             raw_inode,
@@ -200,6 +201,28 @@ pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
     // SAFETY: Only this function has the inode yet, and `show` does not look at `shown`.
     unsafe { (&raw mut (*private).shown).write(Some((shown, new.dir))) };
     install::<T>(inode, &mount, new.name)
+}
+
+/// An inode beside a file's that nobody knows, whose cache is as the file's is. Its only reference.
+pub(super) fn spare_inode(mapping: &Mapping) -> Result<NonNull<bindings::inode>> {
+    // SAFETY: The mapping's inode is live (its type invariant), and so is its super block.
+    let inode = unsafe { bindings::new_inode((*(*mapping.as_ptr()).host).i_sb) };
+    let inode = NonNull::new(inode).ok_or(ENOMEM)?;
+    // SAFETY: New, and nobody else knows it.
+    unsafe { prepare_cache(inode) };
+    Ok(inode)
+}
+
+/// # Safety
+///
+/// A new inode that nobody else knows.
+unsafe fn prepare_cache(inode: NonNull<bindings::inode>) {
+    // SAFETY: The caller's promise; an inode has its mapping.
+    unsafe {
+        let mapping = (*inode.as_ptr()).i_mapping;
+        (*mapping).a_ops = &ADDRESS_SPACE;
+        raw::kvmate_mapping_init(mapping);
+    }
 }
 
 /// A descriptor of a new inode.

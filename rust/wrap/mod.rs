@@ -32,6 +32,7 @@ pub(crate) mod mapping;
 pub(crate) mod memcg;
 pub(crate) mod memory_file;
 pub(crate) mod memslot;
+pub(crate) mod merge;
 pub(crate) mod names;
 pub(crate) mod percpu;
 pub(crate) mod probes;

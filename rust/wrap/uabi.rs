@@ -12,11 +12,13 @@ pub(crate) use crate::raw::{
     KVMATE_GMEM_SMALL as GMEM_SMALL,
 };
 pub(crate) use crate::raw::{
-    kvmate_gmem_query as GmemQuery, kvmate_gmem_record as GmemRecord,
-    KVMATE_GMEM_DIRTY as GMEM_DIRTY, KVMATE_GMEM_HOLE as GMEM_HOLE,
+    kvmate_gmem_query as GmemQuery, kvmate_gmem_range as GmemRange,
+    kvmate_gmem_record as GmemRecord, KVMATE_GMEM_DIRTY as GMEM_DIRTY,
+    KVMATE_GMEM_FILL as GMEM_FILL, KVMATE_GMEM_HOLE as GMEM_HOLE,
     KVMATE_GMEM_LOCKED as GMEM_LOCKED, KVMATE_GMEM_MAPPED as GMEM_MAPPED,
-    KVMATE_GMEM_PINNED as GMEM_PINNED, KVMATE_GMEM_POISONED as GMEM_POISONED,
-    KVMATE_GMEM_QUERY as GMEM_QUERY,
+    KVMATE_GMEM_MERGE as GMEM_MERGE, KVMATE_GMEM_PINNED as GMEM_PINNED,
+    KVMATE_GMEM_POISONED as GMEM_POISONED, KVMATE_GMEM_QUERY as GMEM_QUERY,
+    KVMATE_GMEM_SPLIT as GMEM_SPLIT,
 };
 pub(crate) use crate::raw::{
     kvmate_info as Info, kvmate_irqfd as Irqfd, kvmate_vm_stats as VmStats,
@@ -63,6 +65,11 @@ unsafe impl FromBytes for GmemQuery {}
 // SAFETY: As above, and there is no padding: the sizes of the fields add up to the size of the whole.
 unsafe impl AsBytes for GmemQuery {}
 const _: () = assert!(size_of::<GmemQuery>() == 3 * 8 + 2 * 4);
+// SAFETY: Integers only, of which every bit pattern is one.
+unsafe impl FromBytes for GmemRange {}
+// SAFETY: As above, and there is no padding: the sizes of the fields add up to the size of the whole.
+unsafe impl AsBytes for GmemRange {}
+const _: () = assert!(size_of::<GmemRange>() == 3 * 8 + 2 * 4 + size_of::<GmemRecord>() + 2 * 8);
 // SAFETY: Integers only, and no padding, as above.
 unsafe impl AsBytes for GmemRecord {}
 const _: () = assert!(size_of::<GmemRecord>() == 2 * 8 + 6 * 4);

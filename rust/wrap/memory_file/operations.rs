@@ -197,7 +197,13 @@ impl<T: MemoryFile> Operations<T> {
         from_result(|| {
             // SAFETY: The caller's promise, for the length of the call.
             let (object, mapping) = unsafe { Self::parts(file) };
-            let call = Call { command, argument };
+            // SAFETY: As above.
+            let writable = unsafe { (*file).f_mode } & raw::FMODE_WRITE != 0;
+            let call = Call {
+                command,
+                argument,
+                writable,
+            };
             Ok(object.ioctl(mapping, &call)? as c_long)
         })
     }

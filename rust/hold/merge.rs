@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Merging without loss: `KVMATE_GMEM_MERGE`.
+//!
+//! Block by block: a new folio is got first, without any lock. Then, alone with the mapping, the old ones
+//! are unmapped and locked; a fault that was under way has mapped them again by then, so they are
+//! unmapped once more. Now nobody can change them who has no reference; if nobody has, they are copied,
+//! and the new one takes their place in one step.
+
+use super::{
+    file::File,
+    query::Piece,
+    refused::{is_referenced, Refused, Why},
+    split::may_try,
+};
+use crate::{
+    pure::hole::Block,
+    wrap::{
+        folio::{LockedFolio, NewFolio},
+        mapping::{Exclusive, Mapping},
+        memcg::ChargedTo,
+        merge::{drain_lru, Spare, Substitute, Unfit},
+    },
+};
+use core::ops::Range;
+use kernel::{current, prelude::*};
+
+impl File {
+    /// Merge a range to folios of at least that order; `done` is the page up to which that is so.
+    pub(super) fn merge(
+        &self,
+        mapping: &Mapping,
+        pages: Range<usize>,
+        (order, fill): (u32, bool),
+        done: &mut usize,
+    ) -> Result<Result<(), Refused>> {
+        let spare = Spare::beside(mapping)?;
+        while *done < pages.end {
+            let block = Block::around(*done, order);
+            let there = mapping.next(*done..*done + 1);
+            if there.is_none_or(|there| there.order < order) {
+                self.stats.merge.tried();
+                if let Err(refused) = self.merge_block(mapping, &spare, block, fill) {
+                    self.stats.merge.refused(&refused);
+                    return Ok(Err(refused));
+                }
+                self.stats.merge.done();
+            }
+            *done = block.pages().end;
+            if *done < pages.end && current!().signal_pending() {
+                return Err(EINTR);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn merge_block(
+        &self,
+        mapping: &Mapping,
+        spare: &Spare,
+        block: Block,
+        fill: bool,
+    ) -> Result<(), Refused> {
+        let short = Refused {
+            why: Why::Memory,
+            at: Piece::at(mapping, block.pages()),
+        };
+        let whole = |old: &[LockedFolio]| {
+            if fill {
+                Ok(())
+            } else {
+                has_no_hole(block, old)
+            }
+        };
+        let new = {
+            let payer = mapping.next(block.pages());
+            let payer = payer.and_then(|block| mapping.shared().folio(block.index));
+            let _charged = payer.as_ref().map(ChargedTo::payer_of);
+            drop(payer);
+            let new = NewFolio::new(block.order, self.node).ok_or(short)?;
+            spare.put(new, block).map_err(|_| short)?
+        };
+        let locked = mapping.exclusive();
+        let mut attempt = 0;
+        loop {
+            locked.unmap(&block.pages());
+            let old = locked.folios(&block.pages()).map_err(|_| short)?;
+            // A fault may have filled the hole that this was, with a folio as large or larger.
+            if old.iter().any(|folio| folio.order() >= block.order) {
+                return Ok(());
+            }
+            let merged = whole(&old).and_then(|()| replace(&locked, block, &old, &new));
+            drop(old);
+            attempt += 1;
+            match merged {
+                Err(refused) if refused.why == Why::Referenced => {
+                    if !may_try(attempt, refused.is_pinned()) {
+                        return Err(refused);
+                    }
+                    drain_lru();
+                }
+                merged => return merged,
+            }
+        }
+    }
+}
+
+/// There is something everywhere.
+fn has_no_hole(block: Block, old: &[LockedFolio]) -> Result<(), Refused> {
+    let hole = |pages: Range<usize>| match pages.is_empty() {
+        true => Ok(()),
+        false => Err(Refused {
+            why: Why::Hole,
+            at: Piece::Hole(pages.start, pages.len()),
+        }),
+    };
+    let mut next = block.index;
+    for folio in old {
+        hole(next..folio.index())?;
+        next = folio.index() + (1 << folio.order());
+    }
+    hole(next..block.pages().end)
+}
+
+fn replace(
+    mapping: &Exclusive<'_>,
+    block: Block,
+    old: &[LockedFolio],
+    new: &Substitute<'_>,
+) -> Result<(), Refused> {
+    mapping.unmap(&block.pages());
+    for folio in old {
+        let state = folio.state();
+        let why = match (is_referenced(&state), state.poisoned != 0) {
+            (_, true) => Why::Poisoned,
+            (true, false) => Why::Referenced,
+            (false, false) => continue,
+        };
+        let at = Piece::Folio(state);
+        return Err(Refused { why, at });
+    }
+    new.fill(old)
+        .and_then(|()| mapping.replace(old, new))
+        .map_err(|unfit| {
+            let (why, number) = match unfit {
+                Unfit::Referenced(number) => (Why::Referenced, number),
+                Unfit::Poisoned(number) => (Why::Poisoned, number),
+                Unfit::Memory => (Why::Memory, 0),
+            };
+            let at = match old.get(number) {
+                Some(folio) => Piece::Folio(folio.state()),
+                None => Piece::Hole(block.index, block.pages().len()),
+            };
+            Refused { why, at }
+        })
+}

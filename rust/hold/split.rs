@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Splitting without loss: for `KVMATE_GMEM_SPLIT`, and at the edges of a hole.
+
+use super::{
+    file::File,
+    refused::{is_referenced, Refused},
+};
+use crate::{
+    pure::hole::Block,
+    wrap::mapping::{Exclusive, Mapping},
+};
+use core::ops::Range;
+use kernel::{current, prelude::*, time::delay::fsleep, time::Delta};
+
+/// How often it is tried. A reference may be somebody's who only looks, or a fault's that is just over;
+/// a pin stays.
+const TRIES: u32 = 4;
+
+/// Whether it is of use to wait for the references to go; waits, before the second and later tries.
+pub(super) fn may_try(attempt: u32, pinned: bool) -> bool {
+    if attempt >= TRIES || pinned && attempt > 0 {
+        return false;
+    }
+    if attempt > 0 {
+        fsleep(Delta::from_micros(50 << attempt));
+    }
+    true
+}
+
+impl File {
+    /// Have the page stand as `enough` wants it, by splitting its folio so that one of that order begins
+    /// at it. Nothing there is enough. The folio is unmapped.
+    pub(super) fn split_until(
+        &self,
+        mapping: &Exclusive<'_>,
+        page: usize,
+        order: u32,
+        enough: impl Fn(Block) -> bool,
+    ) -> Result<Option<Block>, Refused> {
+        let at = || mapping.next(page..page + 1);
+        let Some(block) = at().filter(|block| !enough(*block)) else {
+            return Ok(at());
+        };
+        self.stats.split.tried();
+        mapping.unmap(&block.pages());
+        let mut attempt = 0;
+        loop {
+            let state = mapping.look(page..page + 1);
+            let pinned = state.is_some_and(|state| state.pinned != 0 && is_referenced(&state));
+            if !pinned {
+                let before = at();
+                mapping.split_at(page, order);
+                if let Some((before, after)) = before.zip(at()) {
+                    self.traces_split(before, after);
+                }
+            }
+            if let Some(block) = at().filter(|block| enough(*block)) {
+                self.stats.split.done();
+                return Ok(Some(block));
+            }
+            attempt += 1;
+            let Some(state) = state else {
+                return Ok(None);
+            };
+            if !may_try(attempt, pinned) {
+                let refused = Refused::folio(state);
+                self.stats.split.refused(&refused);
+                return Err(refused);
+            }
+        }
+    }
+
+    /// Split all folios of a range to that order; `done` is the page up to which that is so.
+    pub(super) fn split(
+        &self,
+        mapping: &Mapping,
+        pages: Range<usize>,
+        order: u32,
+        done: &mut usize,
+    ) -> Result<Result<(), Refused>> {
+        while let Some(block) = mapping.next(*done..pages.end) {
+            *done = block.index.max(*done);
+            if block.order > order {
+                let locked = mapping.exclusive();
+                let split = self.split_until(&locked, *done, order, |block| block.order <= order);
+                if let Err(refused) = split {
+                    return Ok(Err(refused));
+                }
+            }
+            if let Some(block) = mapping.next(*done..*done + 1).filter(|b| b.order <= order) {
+                *done = block.pages().end;
+            }
+            if *done < pages.end && current!().signal_pending() {
+                return Err(EINTR);
+            }
+        }
+        *done = pages.end;
+        Ok(Ok(()))
+    }
+}

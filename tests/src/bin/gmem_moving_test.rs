@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0
+//! gmem's folios are split and merged while threads and a guest write to them: nobody ever sees a byte
+//! that is old, torn, or zero.
+
+use anyhow::{ensure, Context, Result};
+use kvmate_tests::{
+    ensure_eq,
+    gmem::{
+        self, allocated, folios, guest::Guest, info_of, model::Random, seek, shape, Map, HUGE, PAGE,
+    },
+    ktap,
+    module::{Kvmate, Stop},
+    storm::slow,
+};
+use nix::{errno::Errno, libc, unistd};
+use std::{
+    fs::File,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    process::ExitCode,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+fn main() -> ExitCode {
+    ktap::main(&[("all_at_once", all_at_once)])
+}
+
+const SIZE: usize = 2 * HUGE;
+/// Where in a page each has its word: two writers by mapping, one by `write()`, the guest.
+const PLACES: [usize; 4] = [8, 1024, 2040, PAGE - 4];
+
+/// A mapping's word, as one access.
+fn word(map: &Map, at: usize) -> &AtomicU32 {
+    assert!(at + 4 <= SIZE && at % 4 == 0);
+    // SAFETY: Inside the mapping, which outlives the reference; only accessed as an atomic, or by the
+    // kernel and the guest.
+    unsafe { AtomicU32::from_ptr((map.address() + at) as *mut u32) }
+}
+
+/// The largest number of a word.
+const LAST: u32 = (1 << 14) - 1;
+
+/// What a word looks like: seven bits a byte, of the number and of the number inverted, so that a torn
+/// one is known; and no byte is ever zero.
+fn pattern(number: u32) -> u32 {
+    let spread = |n: u32| (n & 0x7f) | (((n >> 7) & 0x7f) << 8);
+    spread(number) | (spread(!number) << 16) | 0x8080_8080
+}
+
+/// Its number; none if it is torn.
+fn number(word: u32) -> Result<Option<u32>> {
+    let whole = word.to_le_bytes().iter().all(|byte| byte & 0x80 != 0);
+    ensure!(whole, "a byte that nobody wrote: {word:#x}");
+    let number = (word & 0x7f) | (((word >> 8) & 0x7f) << 7);
+    Ok((pattern(number) == word).then_some(number))
+}
+
+/// Write one's words in random pages, and see what one wrote before.
+fn write(
+    me: usize,
+    stop: &Stop,
+    mut exchange: impl FnMut(usize, u32) -> Result<u32>,
+) -> Result<u64> {
+    let mut random = Random::new(me as u64 * 77 + 5);
+    let mut known = vec![1u32; SIZE / PAGE];
+    let mut done = 0;
+    while !stop.asked() {
+        let page = random.below(SIZE / PAGE);
+        let next = (known[page] + 1).min(LAST);
+        let at = page * PAGE + PLACES[me];
+        let old = exchange(at, pattern(next)).with_context(|| format!("at {at:#x}"))?;
+        ensure_eq!(
+            old,
+            pattern(known[page]),
+            "what writer {me} replaced at {at:#x}"
+        );
+        known[page] = next;
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// Ways to read: by mapping, `pread()`, `splice()`.
+struct Reader<'a> {
+    file: &'a File,
+    map: &'a Map,
+    pipe: (OwnedFd, OwnedFd),
+}
+
+impl Reader<'_> {
+    fn page(&self, page: usize, way: usize) -> Result<[u32; PLACES.len()]> {
+        let mut bytes = vec![0; PAGE];
+        match way {
+            0 => {
+                let at = |place| word(self.map, page * PAGE + place).load(Ordering::Acquire);
+                return Ok(PLACES.map(at));
+            }
+            1 => self.file.read_exact_at(&mut bytes, (page * PAGE) as u64)?,
+            _ => {
+                let (file, to) = (self.file.as_raw_fd(), self.pipe.1.as_raw_fd());
+                let mut at = (page * PAGE) as i64;
+                // SAFETY: Two descriptors and a position of ours.
+                let moved = Errno::result(unsafe {
+                    libc::splice(file, &mut at, to, std::ptr::null_mut(), PAGE, 0)
+                })?;
+                ensure_eq!(moved, PAGE as isize, "bytes spliced");
+                let read = unistd::read(&self.pipe.0, &mut bytes)?;
+                ensure_eq!(read, PAGE, "bytes piped");
+            }
+        }
+        let at = |place: usize| bytes[place..place + 4].try_into().map(u32::from_le_bytes);
+        Ok(PLACES.map(|place| at(place).expect("four bytes")))
+    }
+}
+
+/// Read everybody's words, by all ways: none ever goes back.
+fn check(file: &File, map: &Map, stop: &Stop) -> Result<u64> {
+    let mut random = Random::new(99);
+    let mut seen = vec![[1u32; PLACES.len()]; SIZE / PAGE];
+    let pipe = unistd::pipe()?;
+    let reader = Reader { file, map, pipe };
+    let mut done = 0;
+    while !stop.asked() {
+        let page = random.below(SIZE / PAGE);
+        let way = random.below(3);
+        let found = reader.page(page, way)?;
+        for (number_of, (found, seen)) in found.iter().zip(&mut seen[page]).enumerate() {
+            let what = || format!("read by way {way} in page {page}, place {number_of}");
+            match number(*found).with_context(what)? {
+                // The kernel copies byte by byte: it may meet a word half written, or write half.
+                None => ensure!(way > 0 || number_of == 2, "{}: torn: {found:#x}", what()),
+                Some(now) => {
+                    ensure!(now >= *seen, "{}: {now} after {seen}", what());
+                    *seen = now;
+                }
+            }
+        }
+        // Nobody sees a hole, though nobody is locked out here.
+        ensure_eq!(allocated(file)?, SIZE, "st_blocks");
+        ensure_eq!(seek(file, 0, libc::SEEK_HOLE)?, SIZE as i64, "SEEK_HOLE");
+        done += 1;
+    }
+    Ok(done)
+}
+
+fn reshape(file: &File, stop: &Stop, end: Instant) -> Result<u64> {
+    let _stop = stop.on_drop();
+    let mut random = Random::new(7);
+    let mut done = 0;
+    while Instant::now() < end {
+        let order = random.below(9) as u32;
+        let first = random.below(2);
+        let (at, length) = [(0, SIZE), (HUGE * first, HUGE)][random.below(2)];
+        shape::split(file, at, length, order)?;
+        let larger = (order + 1 + random.below(9 - order as usize) as u32).min(9);
+        shape::merge(file, at, length, larger)?;
+        done += 1;
+        ensure!(!stop.asked(), "somebody failed");
+    }
+    shape::merge(file, 0, SIZE, 9)?;
+    ensure_eq!(folios(file)?[9], 2, "huge ones in the end");
+    Ok(done)
+}
+
+fn all_at_once() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let file = gmem::create(SIZE, 0)?;
+    let map = Map::new(&file, SIZE)?;
+    for page in 0..SIZE / PAGE {
+        for place in PLACES {
+            word(&map, page * PAGE + place).store(pattern(1), Ordering::Relaxed);
+        }
+    }
+    let stop = Stop::default();
+    let end = Instant::now() + Duration::from_secs(if slow() { 20 } else { 8 });
+    let done = std::thread::scope(|scope| -> Result<Vec<u64>> {
+        let (file, map, stop) = (&file, &map, &stop);
+        let mut threads = Vec::new();
+        for me in 0..2 {
+            threads.push(scope.spawn(move || {
+                let _stop = stop.on_drop();
+                write(me, stop, |at, new| {
+                    Ok(word(map, at).swap(new, Ordering::AcqRel))
+                })
+            }));
+        }
+        threads.push(scope.spawn(move || {
+            let _stop = stop.on_drop();
+            write(2, stop, |at, new| {
+                let mut old = [0; 4];
+                file.read_exact_at(&mut old, at as u64)?;
+                file.write_all_at(&new.to_le_bytes(), at as u64)?;
+                Ok(u32::from_le_bytes(old))
+            })
+        }));
+        threads.push(scope.spawn(move || {
+            let _stop = stop.on_drop();
+            let mut guest = Guest::new(map, SIZE)?;
+            write(3, stop, |at, new| guest.exchange(at, new))
+        }));
+        threads.push(scope.spawn(move || {
+            let _stop = stop.on_drop();
+            check(file, map, stop)
+        }));
+        let reshaped = reshape(file, stop, end);
+        let mut done = Vec::new();
+        for thread in threads {
+            done.push(thread.join().expect("no panic")?);
+        }
+        done.push(reshaped?);
+        Ok(done)
+    })?;
+    let (merged, split) = (info_of(&file, "merge_done")?, info_of(&file, "split_done")?);
+    println!("# writes, checks, rounds: {done:?}; {split} splits, {merged} merges");
+    ensure!(done.iter().all(|n| *n > 0), "{done:?}");
+    drop((map, file));
+    kvmate.unload()
+}
