@@ -194,7 +194,7 @@ struct kvmate_gmem {
  *   fstat      st_blocks: the memory that the file has
  *   open       of /proc/PID/fd/N opens the same file again (mode 0600); O_TRUNC: EPERM; O_DIRECT:
  *              EINVAL
- *   fcntl      F_GET_SEALS, F_ADD_SEALS: EINVAL
+ *   fcntl      F_GET_SEALS, F_ADD_SEALS: EINVAL; KVMATE_GMEM_SEALS does that
  *   ioctl      userfaultfd's MISSING and MINOR registrations are refused
  *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
@@ -329,6 +329,42 @@ struct kvmate_gmem_range {
  */
 #define KVMATE_GMEM_SPLIT	_IOWR(KVMATE_IOCTL_TYPE, 0x12, struct kvmate_gmem_range)
 #define KVMATE_GMEM_MERGE	_IOWR(KVMATE_IOCTL_TYPE, 0x13, struct kvmate_gmem_range)
+
+/* Seals of a memory file */
+#define KVMATE_GMEM_SEAL_SEAL		(1U << 0)	/* no more seals */
+#define KVMATE_GMEM_SEAL_WRITE		(1U << 1)	/* nobody writes */
+#define KVMATE_GMEM_SEAL_FUTURE_WRITE	(1U << 2)	/* only who has it mapped writes */
+
+/**
+ * struct kvmate_gmem_seals - seals of a memory file
+ * @add: in: KVMATE_GMEM_SEAL_* to add; zero: only tell
+ * @seals: in: zero; out: all that it has
+ */
+struct kvmate_gmem_seals {
+	__u32 add;
+	__u32 seals;
+};
+
+/*
+ * Of a memory file's descriptor: add seals, which nothing takes away again, and tell which there
+ * are. They mean what F_SEAL_SEAL, F_SEAL_WRITE and F_SEAL_FUTURE_WRITE mean to a memfd (growing
+ * and shrinking are sealed from the start). Under either of the last two write() and
+ * FALLOC_FL_PUNCH_HOLE are EPERM, and so is a shared mapping with PROT_WRITE; one without it never
+ * becomes writable (mprotect(): EACCES). What is mapped to be written stays so under
+ * KVMATE_GMEM_SEAL_FUTURE_WRITE. Reading, allocating (fallocate() without a punch, a read of a hole
+ * through a mapping), splitting and merging go on: they change no byte.
+ *
+ * Errors; no seal is added then:
+ *   EPERM	the descriptor is not open for writing, and @add is not zero; or the file has
+ *		KVMATE_GMEM_SEAL_SEAL
+ *   EINVAL	an unknown seal, or @seals is not zero
+ *   EBUSY	KVMATE_GMEM_SEAL_WRITE, and the file is mapped so that it can be written, now or
+ *		by mprotect(); or somebody holds a page (vmsplice, O_DIRECT, VFIO, ...), after
+ *		some tenths of a second
+ *   EINTR	killed meanwhile
+ *   EFAULT	the structure cannot be read or written
+ */
+#define KVMATE_GMEM_SEALS	_IOWR(KVMATE_IOCTL_TYPE, 0x14, struct kvmate_gmem_seals)
 
 /* Flags of kvmate_irqfd. */
 #define KVMATE_IRQFD_MSI	(1U << 0)	/* an MSI, not a GSI */

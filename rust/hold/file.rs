@@ -12,7 +12,7 @@ use crate::wrap::{
 use kernel::{
     prelude::*,
     seq_file::SeqFile,
-    sync::Arc,
+    sync::{atomic::Atomic, Arc},
     uaccess::{UserPtr, UserSlice},
 };
 
@@ -23,6 +23,7 @@ pub(super) struct File {
     pub(super) number: u64,
     pub(super) small: bool,
     pub(super) node: Node,
+    pub(super) seals: Atomic<u32>,
     pub(super) stats: Stats,
 }
 
@@ -33,6 +34,7 @@ impl File {
             number,
             small: wish.small,
             node: wish.node,
+            seals: Atomic::new(0),
             stats: Stats::new()?,
         })
     }
@@ -63,6 +65,10 @@ impl MemoryFile for File {
         Ok(folio)
     }
 
+    fn is_write_sealed(&self) -> bool {
+        self.is_write_sealed()
+    }
+
     fn read(
         &self,
         mapping: &Mapping,
@@ -73,13 +79,17 @@ impl MemoryFile for File {
     }
 
     fn write(&self, mapping: &Mapping, position: &mut u64, from: &mut Source<'_>) -> Result<usize> {
+        self.may_write()?;
         self.copy_in(mapping, position, from)
     }
 
     fn fallocate(&self, mapping: &Mapping, mode: Mode, offset: u64, length: u64) -> Result {
         match mode {
             Mode::Allocate => self.allocate(mapping, offset, length),
-            Mode::Punch => self.punch(mapping, offset, length),
+            Mode::Punch => {
+                self.may_write()?;
+                self.punch(mapping, offset, length)
+            }
         }
     }
 
@@ -92,6 +102,7 @@ impl MemoryFile for File {
         match call.command {
             uabi::GMEM_QUERY => Self::query(mapping, argument(size_of::<uabi::GmemQuery>())),
             uabi::GMEM_SPLIT => self.reshape(mapping, call, Shape::Split),
+            uabi::GMEM_SEALS => self.seals(mapping, call),
             uabi::GMEM_MERGE => self.reshape(mapping, call, Shape::Merge),
             _ => Err(ENOTTY),
         }

@@ -3,7 +3,7 @@
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
 //! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`]
-//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`query`] tells what is where,
+//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`query`] tells what is where,
 //! [`stats`] is what `info` shows, [`traced`] what is traced.
 //!
 //! # Who owns what
@@ -44,6 +44,7 @@ mod punch;
 mod query;
 mod refused;
 mod reshape;
+mod seal;
 mod split;
 mod stats;
 mod traced;

@@ -71,6 +71,16 @@ void kvmate_invalidate_unlock_shared(struct address_space *mapping)
 	filemap_invalidate_unlock_shared(mapping);
 }
 
+int kvmate_mapping_deny_writable(struct address_space *mapping)
+{
+	return mapping_deny_writable(mapping);
+}
+
+void kvmate_mapping_allow_writable(struct address_space *mapping)
+{
+	mapping_allow_writable(mapping);
+}
+
 void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible)
 {
 	assign_bit(AS_INACCESSIBLE, &mapping->flags, inaccessible);

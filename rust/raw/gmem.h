@@ -21,6 +21,8 @@ void kvmate_invalidate_lock(struct address_space *mapping);
 void kvmate_invalidate_unlock(struct address_space *mapping);
 void kvmate_invalidate_lock_shared(struct address_space *mapping);
 void kvmate_invalidate_unlock_shared(struct address_space *mapping);
+int kvmate_mapping_deny_writable(struct address_space *mapping);
+void kvmate_mapping_allow_writable(struct address_space *mapping);
 void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible);
 
 /* What stands at "index" or behind it, up to "last": where it begins, its order. A hint. */

@@ -9,7 +9,7 @@
 use super::folio::{FolioState, LockedFolio, NewFolio, PAGE_SHIFT};
 use crate::{pure::hole::Block, raw};
 use core::{ops::Range, ptr::NonNull};
-use kernel::{bindings, prelude::*, types::Opaque};
+use kernel::{bindings, error::to_result, prelude::*, types::Opaque};
 
 /// A file's page cache.
 ///
@@ -81,6 +81,14 @@ impl Mapping {
         InodeLock(self)
     }
 
+    /// Have nobody map it writable. `EBUSY`: somebody has.
+    pub(crate) fn deny_writable(&self) -> Result<NotWritable<'_>> {
+        // SAFETY: Live (type invariant).
+        to_result(unsafe { raw::kvmate_mapping_deny_writable(self.as_ptr()) })?;
+        // INVARIANT: Just denied.
+        Ok(NotWritable(self))
+    }
+
     /// Lock it against removal and splitting.
     pub(crate) fn shared(&self) -> Shared<'_> {
         // SAFETY: Live (type invariant).
@@ -115,6 +123,20 @@ impl Drop for InodeLock<'_> {
     fn drop(&mut self) {
         // SAFETY: Held (type invariant), and the mapping's inode is live.
         unsafe { raw::kvmate_inode_unlock((*self.0.as_ptr()).host) };
+    }
+}
+
+/// Nobody has the file mapped so that it can be written, and nobody maps it so while this is there.
+///
+/// # Invariants
+///
+/// We have denied that.
+pub(crate) struct NotWritable<'a>(&'a Mapping);
+
+impl Drop for NotWritable<'_> {
+    fn drop(&mut self) {
+        // SAFETY: Live (invariant of `Mapping`), and denied by us (type invariant).
+        unsafe { raw::kvmate_mapping_allow_writable(self.0.as_ptr()) };
     }
 }
 

@@ -42,6 +42,8 @@ use operations::Operations;
 pub(crate) trait MemoryFile: Send + Sync + 'static {
     /// The folio that has the page `index`, made if there is none. An error is the task's `SIGBUS`.
     fn fault(&self, mapping: &Mapping, index: usize) -> Result<LockedFolio>;
+    /// Whether nobody may map it writable from now on.
+    fn is_write_sealed(&self) -> bool;
     /// Read from the byte `position` on, advance it.
     fn read(
         &self,

@@ -21,6 +21,11 @@ pub(crate) use crate::raw::{
     KVMATE_GMEM_SPLIT as GMEM_SPLIT,
 };
 pub(crate) use crate::raw::{
+    kvmate_gmem_seals as GmemSeals, KVMATE_GMEM_SEALS as GMEM_SEALS,
+    KVMATE_GMEM_SEAL_FUTURE_WRITE as GMEM_SEAL_FUTURE_WRITE,
+    KVMATE_GMEM_SEAL_SEAL as GMEM_SEAL_SEAL, KVMATE_GMEM_SEAL_WRITE as GMEM_SEAL_WRITE,
+};
+pub(crate) use crate::raw::{
     kvmate_info as Info, kvmate_irqfd as Irqfd, kvmate_vm_stats as VmStats,
     KVMATE_BIND_IRQFD as BIND_IRQFD, KVMATE_FEATURE_EXITS as FEATURE_EXITS,
     KVMATE_FEATURE_KVM as FEATURE_KVM, KVMATE_FEATURE_POKE as FEATURE_POKE,
@@ -65,6 +70,10 @@ unsafe impl FromBytes for GmemQuery {}
 // SAFETY: As above, and there is no padding: the sizes of the fields add up to the size of the whole.
 unsafe impl AsBytes for GmemQuery {}
 const _: () = assert!(size_of::<GmemQuery>() == 3 * 8 + 2 * 4);
+// SAFETY: Integers only, of which every bit pattern is one.
+unsafe impl FromBytes for GmemSeals {}
+// SAFETY: As above, and two of the same size, so there is no padding.
+unsafe impl AsBytes for GmemSeals {}
 // SAFETY: Integers only, of which every bit pattern is one.
 unsafe impl FromBytes for GmemRange {}
 // SAFETY: As above, and there is no padding: the sizes of the fields add up to the size of the whole.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Memory files: making them, mapping them, and asking the kernel what they have. [`model`] compares one
-//! with a memfd, [`guest`] runs on one, [`pins`] holds its pages, [`query`] asks who does, [`shape`] splits and merges its folios, [`child`] does what may end a process,
+//! with a memfd, [`guest`] runs on one, [`pins`] holds its pages, [`query`] asks who does, [`shape`] splits and merges its folios, [`seal`] seals it, [`child`] does what may end a process,
 //! [`cgroup`] and [`inject`] make memory short, [`memory`] counts what is in use.
 
 pub mod cgroup;
@@ -11,6 +11,7 @@ pub mod memory;
 pub mod model;
 pub mod pins;
 pub mod query;
+pub mod seal;
 pub mod shape;
 
 use anyhow::{ensure, Context, Result};

@@ -25,13 +25,21 @@ impl<T: MemoryFile> Areas<T> {
     ///
     /// C's contract of the operation, of a file with [`Operations`] of a `T`.
     pub(super) unsafe extern "C" fn mmap(
-        _file: *mut bindings::file,
+        file: *mut bindings::file,
         area: *mut bindings::vm_area_struct,
     ) -> c_int {
         from_result(|| {
             // SAFETY: The area is being made.
-            if unsafe { VmaNew::from_raw(area) }.flags() & flags::MAYSHARE == 0 {
+            let new = unsafe { VmaNew::from_raw(area) };
+            if new.flags() & flags::MAYSHARE == 0 {
                 return Err(EINVAL);
+            }
+            // Who seals sees to it that this is asked either after it is sealed, or before it looks who
+            // has it mapped: mm counts us as one who has before it calls.
+            // SAFETY: The caller's promise, for the length of the call.
+            if unsafe { Operations::<T>::parts(file) }.0.is_write_sealed() {
+                // Fails for a writable one.
+                new.try_clear_maywrite().map_err(|_| EPERM)?;
             }
             // SAFETY: As above; the operations live as long as the module, which the area's file holds.
             unsafe { (*area).vm_ops = &Self::OPERATIONS };
