@@ -197,6 +197,12 @@ struct kvmate_gmem {
  *   fcntl      F_GET_SEALS, F_ADD_SEALS: EINVAL; KVMATE_GMEM_SEALS does that
  *   ioctl      userfaultfd's MISSING and MINOR registrations are refused
  *
+ * Where memory fails (a machine check, MADV_HWPOISON), its folio is split, the page is taken out,
+ * and no other byte changes. The offset stays poisoned until the whole page is punched: SIGBUS
+ * (BUS_MCEERR_AR) for who touches it by a mapping, a vCPU's thread too, EIO from read(), write()
+ * and splice(); data for lseek(), nothing to fill for fallocate(). A page of a folio that somebody
+ * holds, which cannot be split, stays in the file, poisoned likewise.
+ *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
  * A larger folio over an edge of the range is split for that. While somebody else holds a page of
@@ -210,7 +216,7 @@ struct kvmate_gmem {
 #define KVMATE_GMEM_HOLE	(1U << 0)	/* no memory here: order and numbers are 0 */
 #define KVMATE_GMEM_MAPPED	(1U << 1)	/* in somebody's page tables */
 #define KVMATE_GMEM_PINNED	(1U << 2)	/* looks pinned (VFIO, O_DIRECT) */
-#define KVMATE_GMEM_POISONED	(1U << 3)	/* has a page that failed */
+#define KVMATE_GMEM_POISONED	(1U << 3)	/* a page of it failed; and went, if HOLE */
 #define KVMATE_GMEM_LOCKED	(1U << 4)	/* somebody has its lock at the moment */
 #define KVMATE_GMEM_DIRTY	(1U << 5)	/* as all are: nothing is ever written back */
 

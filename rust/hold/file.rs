@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A gmem file: what it is made with, what it counts, and which part of [`super`] does what.
 
-use super::{query::Piece, reshape::Shape, stats::Stats, Gmem, Wish};
+use super::{failed::Failed, query::Piece, reshape::Shape, stats::Stats, Gmem, Wish};
+use crate::pure::hole::Block;
 use crate::wrap::{
     folio::{LockedFolio, Node, PAGE_SIZE},
     iov::{Destination, Source},
@@ -9,9 +10,10 @@ use crate::wrap::{
     memory_file::{Call, MemoryFile, Mode, Seek},
     uabi,
 };
+use core::ops::Range;
 use kernel::{
     prelude::*,
-    seq_file::SeqFile,
+    seq_file::{seq_print, SeqFile},
     sync::{atomic::Atomic, Arc},
     uaccess::{UserPtr, UserSlice},
 };
@@ -24,6 +26,7 @@ pub(super) struct File {
     pub(super) small: bool,
     pub(super) node: Node,
     pub(super) seals: Atomic<u32>,
+    pub(super) failed: Failed,
     pub(super) stats: Stats,
 }
 
@@ -35,6 +38,7 @@ impl File {
             small: wish.small,
             node: wish.node,
             seals: Atomic::new(0),
+            failed: Failed::new()?,
             stats: Stats::new()?,
         })
     }
@@ -45,6 +49,16 @@ impl File {
             return 0;
         }
         self.gmem.order() as u32
+    }
+
+    /// What stands in `pages` or reaches into it, or has failed there, the first.
+    pub(super) fn next(&self, mapping: &Mapping, pages: Range<usize>) -> Option<Block> {
+        let there = mapping.next(pages.clone());
+        let failed = self.failed.next(&pages).map(|page| Block::around(page, 0));
+        match (there, failed) {
+            (Some(there), Some(failed)) if there.index > failed.index => Some(failed),
+            (there, failed) => there.or(failed),
+        }
     }
 
     /// How many pages the file has, present or not.
@@ -65,6 +79,10 @@ impl MemoryFile for File {
         Ok(folio)
     }
 
+    fn failed(&self, page: usize) -> Result {
+        self.failed.add(page)
+    }
+
     fn is_write_sealed(&self) -> bool {
         self.is_write_sealed()
     }
@@ -75,7 +93,7 @@ impl MemoryFile for File {
         position: &mut u64,
         to: &mut Destination<'_>,
     ) -> Result<usize> {
-        Self::copy_out(mapping, position, to)
+        self.copy_out(mapping, position, to)
     }
 
     fn write(&self, mapping: &Mapping, position: &mut u64, from: &mut Source<'_>) -> Result<usize> {
@@ -94,13 +112,13 @@ impl MemoryFile for File {
     }
 
     fn seek(&self, mapping: &Mapping, offset: u64, what: Seek) -> Result<u64> {
-        Self::find(mapping, offset, what)
+        self.find(mapping, offset, what)
     }
 
     fn ioctl(&self, mapping: &Mapping, call: &Call) -> Result<isize> {
         let argument = |size| UserSlice::new(UserPtr::from_addr(call.argument), size);
         match call.command {
-            uabi::GMEM_QUERY => Self::query(mapping, argument(size_of::<uabi::GmemQuery>())),
+            uabi::GMEM_QUERY => self.query(mapping, argument(size_of::<uabi::GmemQuery>())),
             uabi::GMEM_SPLIT => self.reshape(mapping, call, Shape::Split),
             uabi::GMEM_SEALS => self.seals(mapping, call),
             uabi::GMEM_MERGE => self.reshape(mapping, call, Shape::Merge),
@@ -110,13 +128,14 @@ impl MemoryFile for File {
 
     fn info(&self, mapping: &Mapping, out: &SeqFile) -> Result {
         self.stats.show(mapping, out);
+        seq_print!(out, "failed {}\n", self.failed.number());
         Ok(())
     }
 
     type Line = Piece;
 
     fn line(&self, mapping: &Mapping, page: u64) -> Option<(Piece, u64)> {
-        Self::piece(mapping, page)
+        self.piece(mapping, page)
     }
 
     fn show_line(&self, line: &Piece, out: &SeqFile) {

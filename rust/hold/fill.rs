@@ -19,7 +19,7 @@ const UNINTERRUPTED: usize = 512;
 
 impl File {
     /// The folio that has the page, made within `limits` if there is none. `ENOMEM` if not a single
-    /// page can be had.
+    /// page can be had; `EHWPOISON`: the page has failed, and is not there any more.
     pub(super) fn folio(
         &self,
         shared: &Shared<'_>,
@@ -41,7 +41,14 @@ impl File {
     fn fill(&self, shared: &Shared<'_>, page: usize, limits: &Range<usize>) -> Result<LockedFolio> {
         let mut short = false;
         for block in Block::within(page, self.largest(), limits) {
+            // First what is there, then what has failed: a page that fails is noted, then goes.
             if block.order > 0 && shared.next(block.pages()).is_some() {
+                continue;
+            }
+            if self.failed.next(&block.pages()).is_some() {
+                if block.order == 0 {
+                    return Err(EHWPOISON);
+                }
                 continue;
             }
             let made = NewFolio::new(block.order, self.node)
@@ -83,7 +90,14 @@ impl File {
             if made >= UNINTERRUPTED && current!().signal_pending() {
                 return Err(EINTR);
             }
-            let folio = self.folio(&mapping.shared(), page, &limits)?;
+            let folio = match self.folio(&mapping.shared(), page, &limits) {
+                // No hole: it stays what it is.
+                Err(error) if error == EHWPOISON => {
+                    page += 1;
+                    continue;
+                }
+                folio => folio?,
+            };
             page = folio.index() + (1 << folio.order());
             made += 1 << folio.order();
         }

@@ -32,8 +32,9 @@ fn piece(position: u64, remaining: usize, end: u64) -> usize {
 }
 
 impl File {
-    /// Read. Holes give zeros and stay holes.
+    /// Read. Holes give zeros and stay holes. `EIO`: a page has failed.
     pub(super) fn copy_out(
+        &self,
         mapping: &Mapping,
         position: &mut u64,
         to: &mut Destination<'_>,
@@ -45,7 +46,7 @@ impl File {
                     return Err(EINTR);
                 }
                 let length = piece(*position, to.remaining(), size);
-                let (copied, wanted) = Self::copy_piece(mapping, *position, length, to);
+                let (copied, wanted) = self.copy_piece(mapping, *position, length, to)?;
                 *position += copied as u64;
                 if copied < wanted {
                     to.fault_in(PAGE_SIZE.min(wanted - copied))?;
@@ -58,27 +59,29 @@ impl File {
 
     /// Copy of one folio or hole; tells how much was copied, and how much there was to be.
     fn copy_piece(
+        &self,
         mapping: &Mapping,
         position: u64,
         length: usize,
         to: &mut Destination<'_>,
-    ) -> (usize, usize) {
+    ) -> Result<(usize, usize)> {
         let page = (position >> PAGE_SHIFT) as usize;
         let shared = mapping.shared();
         match shared.folio(page) {
             Some(folio) => {
                 let start = position as usize - folio.index() * PAGE_SIZE;
-                let length = length.min(folio.size() - start);
-                (folio.copy_to(start, length, to), length)
+                let length = folio.readable(start, length.min(folio.size() - start))?;
+                Ok((folio.copy_to(start, length, to), length))
             }
+            None if self.failed.next(&(page..page + 1)).is_some() => Err(EIO),
             None => {
                 let length = length.min(PAGE_SIZE - position as usize % PAGE_SIZE);
-                (to.zero(length), length)
+                Ok((to.zero(length), length))
             }
         }
     }
 
-    /// Write. `EPERM`: all of it is behind the end.
+    /// Write. `EPERM`: all of it is behind the end; `EIO`: a page has failed.
     pub(super) fn copy_in(
         &self,
         mapping: &Mapping,
@@ -101,9 +104,14 @@ impl File {
                 let page = (*position >> PAGE_SHIFT) as usize;
                 let copied = {
                     let shared = mapping.shared();
-                    let folio = self.folio(&shared, page, &limits)?;
+                    let folio = self.folio(&shared, page, &limits);
+                    let folio = folio.map_err(|error| match error == EHWPOISON {
+                        true => EIO,
+                        false => error,
+                    })?;
                     let at = *position as usize - folio.index() * PAGE_SIZE;
-                    folio.copy_from(at, length.min(folio.size() - at), from)
+                    let length = folio.readable(at, length.min(folio.size() - at))?;
+                    folio.copy_from(at, length, from)
                 };
                 *position += copied as u64;
             }
@@ -113,7 +121,7 @@ impl File {
     }
 
     /// `lseek()`. `ENXIO`: behind the end, or no more data.
-    pub(super) fn find(mapping: &Mapping, offset: u64, what: Seek) -> Result<u64> {
+    pub(super) fn find(&self, mapping: &Mapping, offset: u64, what: Seek) -> Result<u64> {
         let size = mapping.size();
         if offset >= size {
             return Err(ENXIO);
@@ -122,7 +130,7 @@ impl File {
         let mut page = (offset >> PAGE_SHIFT) as usize;
         let byte = |page: usize| ((page as u64) << PAGE_SHIFT).max(offset);
         while page < end {
-            let Some(folio) = mapping.next(page..end) else {
+            let Some(folio) = self.next(mapping, page..end) else {
                 return match what {
                     Seek::Data => Err(ENXIO),
                     Seek::Hole => Ok(byte(page)),

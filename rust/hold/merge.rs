@@ -53,6 +53,16 @@ impl File {
         Ok(Ok(()))
     }
 
+    fn none_failed(&self, block: Block) -> Result<(), Refused> {
+        let failed = self.failed.next(&block.pages());
+        failed.map_or(Ok(()), |page| {
+            Err(Refused {
+                why: Why::Poisoned,
+                at: Piece::Failed(page),
+            })
+        })
+    }
+
     fn merge_block(
         &self,
         mapping: &Mapping,
@@ -62,14 +72,7 @@ impl File {
     ) -> Result<(), Refused> {
         let short = Refused {
             why: Why::Memory,
-            at: Piece::at(mapping, block.pages()),
-        };
-        let whole = |old: &[LockedFolio]| {
-            if fill {
-                Ok(())
-            } else {
-                has_no_hole(block, old)
-            }
+            at: self.look(mapping, block.pages()),
         };
         let new = {
             let payer = mapping.next(block.pages());
@@ -88,7 +91,17 @@ impl File {
             if old.iter().any(|folio| folio.order() >= block.order) {
                 return Ok(());
             }
-            let merged = whole(&old).and_then(|()| replace(&locked, block, &old, &new));
+            // Now that all are locked, what has failed is either noted or marked.
+            let merged = self
+                .none_failed(block)
+                .and_then(|()| {
+                    if fill {
+                        Ok(())
+                    } else {
+                        has_no_hole(block, &old)
+                    }
+                })
+                .and_then(|()| replace(&locked, block, &old, &new));
             drop(old);
             attempt += 1;
             match merged {

@@ -3,7 +3,8 @@
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
 //! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`]
-//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`query`] tells what is where,
+//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`failed`]
+//! where memory failed, [`query`] tells what is where,
 //! [`stats`] is what `info` shows, [`traced`] what is traced.
 //!
 //! # Who owns what
@@ -36,6 +37,7 @@
 //! split; zero the bytes that stay; remove the whole folios between. Large holes go by parts of 1 GiB,
 //! between which signals are looked at; where the file has nothing they are passed over.
 
+mod failed;
 mod file;
 mod fill;
 mod io;

@@ -25,7 +25,7 @@ impl File {
         let mut rest = Some(hole);
         while let Some(hole) = rest {
             // Where there is nothing, nothing is mapped either.
-            let Some(next) = mapping.next(hole.pages()) else {
+            let Some(next) = self.next(mapping, hole.pages()) else {
                 break;
             };
             let Some(hole) = hole.starting_at(next.index) else {
@@ -67,6 +67,7 @@ impl File {
             self.stats.kept(pages.len(), referenced);
         }
         mapping.remove(&plan.remove);
+        self.failed.forget(&whole);
         let freed = before - mapping.pages();
         self.stats.freed(freed);
         self.traces_punch(hole, freed, kept);

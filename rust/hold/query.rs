@@ -21,25 +21,17 @@ use kernel::{
 pub(super) enum Piece {
     /// So many pages of nothing from a page on.
     Hole(usize, usize),
+    /// A page that failed and is not there any more.
+    Failed(usize),
     /// A folio.
     Folio(FolioState),
 }
 
 impl Piece {
-    /// The one that has the first page; a hole is cut to `pages`.
-    pub(super) fn at(mapping: &Mapping, pages: Range<usize>) -> Self {
-        match mapping.look(pages.clone()) {
-            None => Self::Hole(pages.start, pages.len()),
-            Some(folio) if folio.index > pages.start => {
-                Self::Hole(pages.start, folio.index - pages.start)
-            }
-            Some(folio) => Self::Folio(folio),
-        }
-    }
-
     fn end(self) -> usize {
         match self {
             Self::Hole(start, pages) => start + pages,
+            Self::Failed(page) => page + 1,
             Self::Folio(folio) => folio.index + (1 << folio.order),
         }
     }
@@ -52,6 +44,12 @@ impl Piece {
                 offset: byte(start),
                 length: byte(pages),
                 flags: uabi::GMEM_HOLE,
+                ..Default::default()
+            },
+            Self::Failed(page) => uabi::GmemRecord {
+                offset: byte(page),
+                length: byte(1),
+                flags: uabi::GMEM_HOLE | uabi::GMEM_POISONED,
                 ..Default::default()
             },
             Self::Folio(folio) => uabi::GmemRecord {
@@ -85,8 +83,21 @@ fn flags(folio: &FolioState) -> u32 {
 }
 
 impl File {
+    /// What has the first page; a hole is cut to `pages`.
+    pub(super) fn look(&self, mapping: &Mapping, pages: Range<usize>) -> Piece {
+        let folio = mapping.look(pages.clone());
+        if let Some(folio) = folio.filter(|folio| folio.index <= pages.start) {
+            return Piece::Folio(folio);
+        }
+        let end = folio.map_or(pages.end, |folio| folio.index);
+        match self.failed.next(&(pages.start..end)) {
+            Some(page) if page == pages.start => Piece::Failed(page),
+            failed => Piece::Hole(pages.start, failed.unwrap_or(end) - pages.start),
+        }
+    }
+
     /// `KVMATE_GMEM_QUERY`
-    pub(super) fn query(mapping: &Mapping, argument: UserSlice) -> Result<isize> {
+    pub(super) fn query(&self, mapping: &Mapping, argument: UserSlice) -> Result<isize> {
         let (mut reader, mut writer) = argument.reader_writer();
         let mut asked: uabi::GmemQuery = reader.read()?;
         let pages = pages_of(mapping, asked.offset, asked.length)?;
@@ -101,7 +112,7 @@ impl File {
             if filled > 0 && current!().signal_pending() {
                 break;
             }
-            let piece = Piece::at(mapping, page..pages.end);
+            let piece = self.look(mapping, page..pages.end);
             records.write(&piece.record())?;
             filled += 1;
             page = piece.end();
@@ -119,12 +130,12 @@ impl File {
     }
 
     /// A line of `map`.
-    pub(super) fn piece(mapping: &Mapping, page: u64) -> Option<(Piece, u64)> {
+    pub(super) fn piece(&self, mapping: &Mapping, page: u64) -> Option<(Piece, u64)> {
         let (page, end) = (page as usize, Self::size_in_pages(mapping));
         if page >= end || fatal_signal_pending() {
             return None;
         }
-        let piece = Piece::at(mapping, page..end);
+        let piece = self.look(mapping, page..end);
         Some((piece, piece.end() as u64))
     }
 
@@ -132,9 +143,10 @@ impl File {
     pub(super) fn show_piece(piece: &Piece, out: &SeqFile) {
         let record = piece.record();
         seq_print!(out, "{:#x} {:#x} ", record.offset, record.length);
-        let Piece::Folio(folio) = piece else {
-            seq_print!(out, "hole\n");
-            return;
+        let folio = match piece {
+            Piece::Hole(..) => return seq_print!(out, "hole\n"),
+            Piece::Failed(_) => return seq_print!(out, "hole poisoned\n"),
+            Piece::Folio(folio) => folio,
         };
         seq_print!(
             out,

@@ -207,6 +207,16 @@ struct page *kvmate_folio_page(struct folio *folio, unsigned long number)
 	return folio_page(folio, number);
 }
 
+bool kvmate_folio_has_failed(struct folio *folio)
+{
+	return folio_contain_hwpoisoned_page(folio);
+}
+
+bool kvmate_folio_page_has_failed(struct folio *folio, unsigned long number)
+{
+	return PageHWPoison(folio_page(folio, number));
+}
+
 void kvmate_folio_zero(struct folio *folio, size_t start, size_t length)
 {
 	folio_zero_range(folio, start, length);

@@ -63,6 +63,9 @@ int kvmate_folio_expected_references(struct folio *folio);
 unsigned long kvmate_folio_index(struct folio *folio);
 unsigned int kvmate_folio_order(struct folio *folio);
 struct page *kvmate_folio_page(struct folio *folio, unsigned long number);
+/* Whether a page of it has failed, and whether that one has. */
+bool kvmate_folio_has_failed(struct folio *folio);
+bool kvmate_folio_page_has_failed(struct folio *folio, unsigned long number);
 void kvmate_folio_zero(struct folio *folio, size_t start, size_t length);
 void kvmate_folio_clear(struct folio *folio, unsigned long page, unsigned int pages);
 void kvmate_folio_mark_uptodate(struct folio *folio);

@@ -185,9 +185,11 @@ impl Exclusive<'_> {
         if pages.is_empty() {
             return;
         }
-        // SAFETY: Live (invariant of `Mapping`). There are no private copies to spare.
+        // Even private copies, of which there are none: else what stands in page tables for a page that
+        // has failed would stay.
+        // SAFETY: Live (invariant of `Mapping`).
         unsafe {
-            bindings::unmap_mapping_pages(self.0.as_ptr(), pages.start, pages.len(), false);
+            bindings::unmap_mapping_pages(self.0.as_ptr(), pages.start, pages.len(), true);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::raw;
 use core::{ffi::CStr, marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings,
-    error::{from_err_ptr, to_result},
+    error::{from_err_ptr, from_result, to_result},
     ffi::{c_int, c_uint},
     prelude::*,
     seq_file::SeqFile,
@@ -40,8 +40,12 @@ use operations::Operations;
 
 /// What a file does. All may sleep.
 pub(crate) trait MemoryFile: Send + Sync + 'static {
-    /// The folio that has the page `index`, made if there is none. An error is the task's `SIGBUS`.
+    /// The folio that has the page `index`, made if there is none. An error is the task's `SIGBUS`;
+    /// `EHWPOISON` tells it of a memory failure.
     fn fault(&self, mapping: &Mapping, index: usize) -> Result<LockedFolio>;
+    /// A page has failed, and goes from the cache when this returns. `ENOMEM`: it stays there, marked.
+    /// Its folio is locked.
+    fn failed(&self, page: usize) -> Result;
     /// Whether nobody may map it writable from now on.
     fn is_write_sealed(&self) -> bool;
     /// Read from the byte `position` on, advance it.
@@ -104,6 +108,10 @@ struct Head {
     ///
     /// Called once, with the inode whose `i_private` this is, in its eviction.
     evict: unsafe fn(NonNull<bindings::inode>),
+    /// # Safety
+    ///
+    /// Called with the inode whose `i_private` this is, which is live.
+    failed: unsafe fn(NonNull<bindings::inode>, usize) -> Result,
 }
 
 /// What is in `i_private`.
@@ -174,6 +182,7 @@ pub(crate) fn create<T: MemoryFile>(new: Creation<'_, T>) -> Result<isize> {
     let private = private.write(Private {
         head: Head {
             evict: Operations::<T>::evict,
+            failed: Operations::<T>::failed,
         },
         shown: None,
         object: new.object,
@@ -267,10 +276,36 @@ fn install<T: MemoryFile>(inode: Inode, mount: &Mount, name: &CStr) -> Result<is
     }
 }
 
-/// Pages stay where they are until somebody punches them: nothing is written back, all may migrate. A
-/// page with a memory failure stays too, and whoever touches it by a mapping gets `SIGBUS`.
+/// Pages stay where they are until somebody punches them, or they fail: nothing is written back, all may
+/// migrate.
 static ADDRESS_SPACE: bindings::address_space_operations = bindings::address_space_operations {
     dirty_folio: Some(bindings::noop_dirty_folio),
     migrate_folio: Some(bindings::filemap_migrate_folio),
+    error_remove_folio: Some(error_remove_folio),
     ..pin_init::zeroed()
 };
+
+/// A page has failed: the file is told, then it goes. What the file cannot take a note of stays, marked
+/// as failed; so does a page of a folio that cannot be split, for which this is not called.
+///
+/// # Safety
+///
+/// C's contract of the operation, of an inode of ours: the folio is in its mapping and locked.
+unsafe extern "C" fn error_remove_folio(
+    mapping: *mut bindings::address_space,
+    folio: *mut bindings::folio,
+) -> c_int {
+    from_result(|| {
+        // SAFETY: The caller's promise.
+        let (inode, index) = unsafe { ((*mapping).host, raw::kvmate_folio_index(folio)) };
+        // SAFETY: As above; a spare inode has none.
+        let head = unsafe { (*inode).i_private }.cast::<Head>();
+        if let (Some(inode), false) = (NonNull::new(inode), head.is_null()) {
+            // SAFETY: Set in `create` together with the function made for it; the folio's lock keeps
+            // its mapping's inode.
+            unsafe { ((*head).failed)(inode, index) }?;
+        }
+        // SAFETY: The caller's promise.
+        Ok(unsafe { bindings::generic_error_remove_folio(mapping, folio) })
+    })
+}

@@ -67,6 +67,7 @@ impl<T: MemoryFile> Areas<T> {
                 unsafe { (*fault).page = folio.into_page(index) };
                 bindings::vm_fault_reason_VM_FAULT_LOCKED
             }
+            Err(error) if error == EHWPOISON => bindings::vm_fault_reason_VM_FAULT_HWPOISON,
             Err(_) => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
         }
     }

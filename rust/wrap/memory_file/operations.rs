@@ -86,6 +86,14 @@ impl<T: MemoryFile> Operations<T> {
 
     /// # Safety
     ///
+    /// As for `Head::failed`.
+    pub(super) unsafe fn failed(inode: NonNull<bindings::inode>, page: usize) -> Result {
+        // SAFETY: The caller's promise.
+        unsafe { Self::of(inode.as_ptr()) }.failed(page)
+    }
+
+    /// # Safety
+    ///
     /// C's contract of the operation, of a file with these operations; so below.
     unsafe extern "C" fn llseek(file: *mut bindings::file, offset: i64, whence: c_int) -> i64 {
         let what = match whence as u32 {

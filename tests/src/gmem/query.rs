@@ -72,8 +72,13 @@ fn line(line: &str) -> Result<Record> {
         flags: KVMATE_GMEM_HOLE,
         ..Default::default()
     };
-    if words[2..] == ["hole"] {
-        return Ok(record);
+    match words[2..] {
+        ["hole"] => return Ok(record),
+        ["hole", "poisoned"] => {
+            record.flags |= KVMATE_GMEM_POISONED;
+            return Ok(record);
+        }
+        _ => {}
     }
     ensure!(words.len() == 8 && words[2] == "folio", "{line}");
     let numbers = words[3..7].iter().map(|word| number(word));
