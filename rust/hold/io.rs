@@ -130,6 +130,9 @@ impl File {
         let mut page = (offset >> PAGE_SHIFT) as usize;
         let byte = |page: usize| ((page as u64) << PAGE_SHIFT).max(offset);
         while page < end {
+            if fatal_signal_pending() {
+                return Err(EINTR);
+            }
             let Some(folio) = self.next(mapping, page..end) else {
                 return match what {
                     Seek::Data => Err(ENXIO),

@@ -8,6 +8,7 @@ use super::{
 use crate::wrap::{
     folio::{PAGE_SIZE, PMD_ORDER},
     mapping::Mapping,
+    signal::fatal_signal_pending,
 };
 use kernel::{
     new_mutex,
@@ -165,6 +166,10 @@ impl Stats {
                 *count += 1;
             }
             page = folio.pages().end;
+            // Nobody reads it any more.
+            if fatal_signal_pending() {
+                break;
+            }
         }
         seq_print!(out, "size {}\n", mapping.size());
         seq_print!(out, "allocated {}\n", mapping.pages() * PAGE_SIZE);

@@ -12,7 +12,9 @@ use kvmate_tests::{
         errno, fallocate, info_of,
         inject::{self, each_site, Injection, Nth},
         memory::Before,
-        punch, Map, HUGE, PAGE,
+        punch,
+        shape::{self, Shape},
+        Map, HUGE, PAGE,
     },
     ktap,
     module::{Kvmate, DEBUGFS},
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ("punches", punches),
         ("nothing_to_split_with", nothing_to_split_with),
         ("no_page_at_all", no_page_at_all),
+        ("splits_and_merges", splits_and_merges),
     ])
 }
 
@@ -362,6 +365,41 @@ fn no_page_at_all() -> Result<()> {
         let mut expected = vec![0; size];
         expected[..PAGE].fill(9);
         ensure!(gmem::bytes(&file)? == expected, "bytes in the end");
+        Ok(())
+    })
+}
+
+fn splits_and_merges() -> Result<()> {
+    with(|_| {
+        let size = 16 * PAGE;
+        let pattern: Vec<u8> = (0..size)
+            .map(|i| (i / PAGE * 16 + i % 15 + 1) as u8)
+            .collect();
+        for (shape, order) in [(Shape::Split, 0), (Shape::Merge, 4)] {
+            let sites = each_site(
+                || {
+                    let file = gmem::create(size, 0)?;
+                    file.write_all_at(&pattern, 0)?;
+                    if shape == Shape::Merge {
+                        shape::split(&file, 0, size, 0)?;
+                    }
+                    Ok(file)
+                },
+                |file| shape::call(file, shape, &mut shape::range(0, size, order)),
+                |file, done| {
+                    ensure!(no_memory(done.err()), "{shape:?}: {done:?}");
+                    ensure!(gmem::bytes(&file)? == pattern, "{shape:?}: bytes");
+                    ensure_eq!(allocated(&file)?, size, "{shape:?}: st_blocks");
+                    let mut again = shape::range(0, size, order);
+                    shape::call(&file, shape, &mut again).context("once more")?;
+                    ensure!(gmem::bytes(&file)? == pattern, "{shape:?}: bytes then");
+                    let all = 16u64 >> order;
+                    ensure_eq!(gmem::folios(&file)?[order as usize], all, "{shape:?}");
+                    Ok(())
+                },
+            )?;
+            told(&format!("{shape:?}"), sites, 1)?;
+        }
         Ok(())
     })
 }

@@ -11,6 +11,7 @@
 //!   memfd it is for the latter only;
 //! - a page of a folio that somebody holds stays, zeroed, when it is punched: no hole, still counted;
 //! - a write over the end writes what fits; memfd nothing, if the end is no multiple of 2 MiB;
+//! - ours is split, merged and looked at, which memfd knows nothing of, and must change no byte;
 //! - `O_DIRECT` and `PROT_EXEC` are refused; `MAP_PRIVATE` too.
 
 use anyhow::{ensure, Context, Result};
@@ -51,7 +52,10 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// The calls of one test, in runs of 1000 on new files.
-fn run(flags: u32, exactly: bool, operations: u64, kept: &mut u64) -> Result<()> {
+fn run(flags: u32, held: bool, operations: u64, kept: &mut u64) -> Result<()> {
+    // What memfd has huge pages for is compared where there are none.
+    let exactly = flags == KVMATE_GMEM_SMALL;
+    let mut shaped = [0; 6];
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed()?;
     let seed = number("KVMATE_SEED").unwrap_or(since.as_nanos() as u64) | 1;
     let operations = number("KVMATE_OPERATIONS").unwrap_or(operations);
@@ -59,7 +63,7 @@ fn run(flags: u32, exactly: bool, operations: u64, kept: &mut u64) -> Result<()>
     let mut random = Random::new(seed);
     let mut done = 0;
     while done < operations {
-        let pair = Pair::new(flags)?;
+        let pair = Pair::new(flags, held)?;
         for _ in 0..1000 {
             pair.step(&mut random, exactly)
                 .with_context(|| format!("seed {seed}, operation {done}"))?;
@@ -70,13 +74,22 @@ fn run(flags: u32, exactly: bool, operations: u64, kept: &mut u64) -> Result<()>
         pair.same_memory(exactly)?;
         ensure_eq!(info_of(&pair.ours.0, "fallbacks")?, 0, "fallbacks");
         *kept += info_of(&pair.ours.0, "punch_kept_unsplit")?;
+        for (all, count) in shaped.iter_mut().zip(&pair.shaped) {
+            *all += count.get();
+        }
     }
+    println!("# split, merged, filled, holes met, refused, looked at: {shaped:?}");
+    let expected = match (exactly, held) {
+        (true, _) => [true, false, false, false, false, true],
+        (false, _) => [true, true, true, true, held, true],
+    };
+    ensure_eq!(shaped.map(|n| n > 0), expected, "{shaped:?}");
     Ok(())
 }
 
 fn small() -> Result<()> {
     let (kvmate, mut kept) = (Kvmate::load("")?, 0);
-    run(KVMATE_GMEM_SMALL, true, rounds(60_000), &mut kept)?;
+    run(KVMATE_GMEM_SMALL, false, rounds(60_000), &mut kept)?;
     ensure_eq!(kept, 0, "bytes that were kept");
     kvmate.unload()
 }
@@ -147,7 +160,7 @@ fn huge_and_held() -> Result<()> {
         let holder = scope.spawn(|| hold(&stop, 77));
         {
             let _stop = stop.on_drop();
-            run(0, false, rounds(10_000), &mut kept)?;
+            run(0, true, rounds(10_000), &mut kept)?;
         }
         holder.join().expect("no panic")
     })?;

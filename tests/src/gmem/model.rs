@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Random calls on a memory file and a memfd, and the comparison. What is meant to differ stands in
+//! Random calls on a memory file and a memfd, and the comparison; and calls that a memfd does not have,
+//! which change no byte. What is meant to differ stands in
 //! `gmem_model_test`.
 
-use super::{allocated, fallocate, seek, Map, HUGE, PAGE, PUNCH};
+use super::{
+    allocated, fallocate, query, seek,
+    shape::{self, Shape},
+    Map, HUGE, PAGE, PUNCH,
+};
 use anyhow::{ensure, Result};
+use kvmate_uapi::{KVMATE_GMEM_FILL, KVMATE_GMEM_HOLE};
 use nix::{errno::Errno, libc};
 use std::{
+    cell::Cell,
     fs::File,
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
@@ -63,6 +70,11 @@ pub struct Pair {
     pub ours: (File, Map),
     /// The memfd.
     pub theirs: (File, Map),
+    /// Whether somebody else holds and locks pages of ours.
+    held: bool,
+    /// How often folios were split, merged, merged with holes filled, refused for a hole, refused for a
+    /// reference; and looked at.
+    pub shaped: [Cell<u64>; 6],
 }
 
 /// What a call gave: a number or an error.
@@ -76,7 +88,7 @@ fn said(result: std::io::Result<usize>) -> Said {
 
 impl Pair {
     /// New ones.
-    pub fn new(flags: u32) -> Result<Self> {
+    pub fn new(flags: u32, held: bool) -> Result<Self> {
         let map = |file: File| -> Result<(File, Map)> {
             let map = Map::new(&file, SIZE)?;
             Ok((file, map))
@@ -84,6 +96,8 @@ impl Pair {
         Ok(Self {
             ours: map(super::create(SIZE, flags)?)?,
             theirs: map(super::memfd(SIZE)?)?,
+            held,
+            shaped: Default::default(),
         })
     }
 
@@ -106,7 +120,7 @@ impl Pair {
         let (at, length) = (random.place(), random.length());
         let (offset, size) = (at as i64, length as i64);
         let here = |length: usize| length.min(SIZE.saturating_sub(at));
-        match random.below(16) {
+        match random.below(18) {
             0..=4 => {
                 let what = format!("punch of {length:#x} at {at:#x}");
                 self.both(&what, |file, _| fallocate(file, PUNCH, offset, size))?;
@@ -174,8 +188,73 @@ impl Pair {
                 // SAFETY: Integers only.
                 Errno::result(unsafe { libc::ftruncate(file.as_raw_fd(), offset) })
             }),
-            _ => self.same_memory(holes),
+            15 => self.same_memory(holes),
+            16 => self.reshape(random, holes),
+            _ => self.query(),
         }
+    }
+
+    /// Split or merge ours; small pages are only split.
+    fn reshape(&self, random: &mut Random, small: bool) -> Result<()> {
+        let (shape, order) = match !small && random.below(2) == 0 {
+            true => (Shape::Merge, 1 + random.below(9) as u32),
+            false => (Shape::Split, random.below(9) as u32),
+        };
+        let block = PAGE << order;
+        let at = random.below(SIZE / block) * block;
+        let most = (SIZE - at) / block;
+        let mut range = shape::range(at, (1 + random.below(most.min(8))) * block, order);
+        let fill = shape == Shape::Merge && random.below(2) == 0;
+        range.flags = if fill { KVMATE_GMEM_FILL } else { 0 };
+        let said = shape::call(&self.ours.0, shape, &mut range);
+        let hole = range.refused.flags & KVMATE_GMEM_HOLE != 0;
+        let what = match (said, shape, fill) {
+            (Ok(()), Shape::Split, _) => 0,
+            (Ok(()), Shape::Merge, false) => 1,
+            (Ok(()), Shape::Merge, true) => 2,
+            (Err(Errno::EINVAL), Shape::Merge, false) if hole => 3,
+            (Err(Errno::EAGAIN), _, _) if self.held => 4,
+            // io_uring's work counts as a signal.
+            (Err(Errno::EINTR), _, _) if self.held => return Ok(()),
+            _ => anyhow::bail!("{shape:?}, fill {fill}: {said:?}: {range:?}"),
+        };
+        self.count(what);
+        self.around(at, range.length as usize)
+    }
+
+    fn count(&self, what: usize) {
+        self.shaped[what].set(self.shaped[what].get() + 1);
+    }
+
+    /// Ours' folios and holes make up the file, and are what `st_blocks` and `lseek()` say.
+    fn query(&self) -> Result<()> {
+        let file = &self.ours.0;
+        let (mut next, mut there, mut hole) = (0, 0, None);
+        for record in query::records(file, 0, SIZE, 100)? {
+            ensure!(record.offset == next, "{record:?} behind {next:#x}");
+            next += record.length;
+            if record.flags & KVMATE_GMEM_HOLE == 0 {
+                there += record.length;
+                ensure!(
+                    self.held || record.length == 4096 << record.order,
+                    "{record:?}"
+                );
+                let odd = record.references < record.expected && !self.held;
+                ensure!(!odd, "fewer references than expected: {record:?}");
+            } else if hole.is_none() {
+                hole = Some(record.offset);
+            }
+        }
+        ensure!(next == SIZE as u64, "the records end at {next:#x}");
+        self.count(5);
+        if self.held {
+            // Who takes references fills holes.
+            return Ok(());
+        }
+        ensure!(there as usize == allocated(file)?, "{there:#x} in records");
+        let found = seek(file, 0, libc::SEEK_HOLE)? as u64;
+        ensure!(found == hole.unwrap_or(SIZE as u64), "{found:#x}, {hole:?}");
+        Ok(())
     }
 
     /// The bytes around a change are equal.
