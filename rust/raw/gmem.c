@@ -81,6 +81,19 @@ void kvmate_mapping_allow_writable(struct address_space *mapping)
 	mapping_allow_writable(mapping);
 }
 
+bool kvmate_area_may_share(const struct vm_area_desc *area)
+{
+	return vma_desc_test(area, VMA_MAYSHARE_BIT);
+}
+
+bool kvmate_area_read_only(struct vm_area_desc *area)
+{
+	if (vma_desc_test(area, VMA_WRITE_BIT))
+		return false;
+	vma_desc_clear_flags(area, VMA_MAYWRITE_BIT);
+	return true;
+}
+
 void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible)
 {
 	assign_bit(AS_INACCESSIBLE, &mapping->flags, inaccessible);

@@ -9,6 +9,7 @@
 struct folio;
 struct mem_cgroup;
 struct mm_struct;
+struct vm_area_desc;
 
 int kvmate_init_pseudo(struct fs_context *fc, const struct super_operations *ops);
 bool kvmate_fops_get(const struct file_operations *fops);
@@ -23,6 +24,10 @@ void kvmate_invalidate_lock_shared(struct address_space *mapping);
 void kvmate_invalidate_unlock_shared(struct address_space *mapping);
 int kvmate_mapping_deny_writable(struct address_space *mapping);
 void kvmate_mapping_allow_writable(struct address_space *mapping);
+/* Of an area that is to be: whether it is a shared one, of a file open for writing or not. */
+bool kvmate_area_may_share(const struct vm_area_desc *area);
+/* Have it never be writable. False if it is to be at once. */
+bool kvmate_area_read_only(struct vm_area_desc *area);
 void kvmate_mapping_inaccessible(struct address_space *mapping, bool inaccessible);
 
 /* What stands at "index" or behind it, up to "last": where it begins, its order. A hint. */

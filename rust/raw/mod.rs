@@ -21,8 +21,8 @@ use kernel::{
     bindings::{
         address_space, bool_, eventfd_ctx, file, file_operations, fmode_t, folio, fs_context,
         ftrace_regs, gfp_t, inode, iov_iter, mem_cgroup, mm_struct, module, page, s32,
-        super_operations, task_struct, tracepoint, u16_, u32_, u64_, u8_, wait_queue_entry_t,
-        wait_queue_func_t, workqueue_struct,
+        super_operations, task_struct, tracepoint, u16_, u32_, u64_, u8_, vm_area_desc,
+        wait_queue_entry_t, wait_queue_func_t, workqueue_struct,
     },
     ffi,
 };

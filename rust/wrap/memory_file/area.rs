@@ -2,14 +2,9 @@
 //! mm's calls to a [`MemoryFile`]: mapping it, and faults in the mappings.
 
 use super::{super::memcg::ChargedTo, operations::Operations, MemoryFile};
+use crate::raw;
 use core::marker::PhantomData;
-use kernel::{
-    bindings,
-    error::from_result,
-    ffi::c_int,
-    mm::virt::{flags, VmaNew},
-    prelude::*,
-};
+use kernel::{bindings, error::from_result, ffi::c_int, prelude::*};
 
 /// Mappings of a `T`.
 pub(super) struct Areas<T>(PhantomData<T>);
@@ -21,25 +16,23 @@ impl<T: MemoryFile> Areas<T> {
         ..pin_init::zeroed()
     };
 
+    /// Before mm looks whether the area can be one with a neighbour: an old one must not lend a new one
+    /// the right to write.
+    ///
     /// # Safety
     ///
     /// C's contract of the operation, of a file with [`Operations`] of a `T`.
-    pub(super) unsafe extern "C" fn mmap(
-        file: *mut bindings::file,
-        area: *mut bindings::vm_area_struct,
-    ) -> c_int {
+    pub(super) unsafe extern "C" fn mmap_prepare(area: *mut bindings::vm_area_desc) -> c_int {
         from_result(|| {
-            // SAFETY: The area is being made.
-            let new = unsafe { VmaNew::from_raw(area) };
-            if new.flags() & flags::MAYSHARE == 0 {
+            // SAFETY: The caller's promise.
+            if !unsafe { raw::kvmate_area_may_share(area) } {
                 return Err(EINVAL);
             }
-            // Who seals sees to it that this is asked either after it is sealed, or before it looks who
-            // has it mapped: mm counts us as one who has before it calls.
-            // SAFETY: The caller's promise, for the length of the call.
-            if unsafe { Operations::<T>::parts(file) }.0.is_write_sealed() {
-                // Fails for a writable one.
-                new.try_clear_maywrite().map_err(|_| EPERM)?;
+            // SAFETY: The caller's promise; the file is open for the length of the call.
+            let (object, _) = unsafe { Operations::<T>::parts((*area).vm_file) };
+            // SAFETY: The caller's promise.
+            if object.is_write_sealed() && !unsafe { raw::kvmate_area_read_only(area) } {
+                return Err(EPERM);
             }
             // SAFETY: As above; the operations live as long as the module, which the area's file holds.
             unsafe { (*area).vm_ops = &Self::OPERATIONS };
@@ -49,7 +42,7 @@ impl<T: MemoryFile> Areas<T> {
 
     /// # Safety
     ///
-    /// C's contract of the operation, of an area that `mmap` made.
+    /// C's contract of the operation, of an area that `mmap_prepare` allowed.
     unsafe extern "C" fn fault(fault: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: The caller's promise; an area has its file.
         let (index, area) = unsafe {

@@ -37,7 +37,7 @@ impl<T: MemoryFile> Operations<T> {
         unlocked_ioctl: Some(Self::ioctl),
         #[cfg(CONFIG_COMPAT)]
         compat_ioctl: bindings::compat_ptr_ioctl,
-        mmap: Some(Areas::<T>::mmap),
+        mmap_prepare: Some(Areas::<T>::mmap_prepare),
         get_unmapped_area: Some(bindings::thp_get_unmapped_area),
         ..pin_init::zeroed()
     };

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("writable_mappings_are_busy", writable_mappings_are_busy),
         ("held_pages_are_busy", held_pages_are_busy),
         ("mapped_before_future_write", mapped_before_future_write),
+        ("beside_older_mappings", beside_older_mappings),
         ("folios_still_change", folios_still_change),
         ("mapping_meets_sealing", mapping_meets_sealing),
     ])
@@ -246,6 +247,60 @@ fn mapped_before_future_write() -> Result<()> {
         ensure_eq!(add(&file, WRITE), Ok(FUTURE | WRITE), "not mapped any more");
     }
     kvmate.unload()
+}
+
+/// A mapping that continues one of before the seal is made as any other: with none of its rights.
+fn beside_older_mappings() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let mut said = Vec::new();
+    for (old, new) in [(BOTH, BOTH), (BOTH, READ), (READ, READ)] {
+        let [(ours, add), (theirs, add_theirs)] = pair()?;
+        let found = beside_an_older_one(&ours, add, old, new)?;
+        let expected = beside_an_older_one(&theirs, add_theirs, old, new)?;
+        ensure_eq!(found, expected, "{new} beside {old}");
+        said.push(found);
+    }
+    let expected = [
+        Err(Errno::EPERM),
+        Ok(Err(Errno::EACCES)),
+        Ok(Err(Errno::EACCES)),
+    ];
+    ensure_eq!(said, expected, "and what we know of memfd");
+    kvmate.unload()
+}
+
+/// Map the first half, seal, map the second half behind it; tells whether that can be made writable.
+fn beside_an_older_one(
+    file: &File,
+    add: Add,
+    old: i32,
+    new: i32,
+) -> Result<Result<nix::Result<()>, Errno>> {
+    // Room for both, so that the second stands right behind the first.
+    let start = mmap(file, SIZE, READ, libc::MAP_SHARED)?.cast::<libc::c_void>();
+    let map = |at: usize, protection: i32| {
+        // SAFETY: In the room above, which nobody uses.
+        unsafe {
+            let start = start.byte_add(at);
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+            let made = libc::mmap(start, HUGE, protection, flags, file.as_raw_fd(), at as i64);
+            match made == libc::MAP_FAILED {
+                true => Err(Errno::last()),
+                false => Ok(made),
+            }
+        }
+    };
+    // SAFETY: Our own mapping, not used.
+    Errno::result(unsafe { libc::munmap(start, SIZE) })?;
+    let first = map(0, old)?;
+    ensure_eq!(add(file, FUTURE), Ok(FUTURE), "future-write");
+    let second = map(HUGE, new).map(|second| {
+        // SAFETY: Our own mapping, of which only the protection changes.
+        Errno::result(unsafe { libc::mprotect(second, HUGE, BOTH) }).map(drop)
+    });
+    // SAFETY: Our own mappings, not used any more.
+    Errno::result(unsafe { libc::munmap(first, SIZE) })?;
+    Ok(second)
 }
 
 fn folios_still_change() -> Result<()> {
