@@ -311,7 +311,8 @@ struct kvmate_gmem_range {
  * nor merged: EAGAIN, and @refused tells which, how many references it has and how many it has when
  * nobody holds it, how often it is mapped, and whether it looks pinned. Nothing is lost by that;
  * calling again, once the reference is gone, does the rest. (Pages that processors keep in lists of
- * theirs, to be sorted in, are fetched from there.) Holes stay holes when splitting. Merging copies
+ * theirs, to be sorted in, are fetched from there; for that a processor that runs a real-time task
+ * may let a merge wait.) Holes stay holes when splitting. Merging copies
  * into new memory, of the file's node, which is charged to who paid for the first page of each new
  * folio; the old pages go back to the system. knobs/gmem_order is not asked.
  *
@@ -331,7 +332,8 @@ struct kvmate_gmem_range {
  *		reserved is not zero
  *   EOPNOTSUPP	to merge: the file is one of 4 KiB pages only (KVMATE_GMEM_SMALL)
  *   EBADF	the descriptor is not open for writing
- *   EFAULT	the structure cannot be read or written
+ *   EFAULT	the structure cannot be read
+ * And EFAULT where it cannot be written: what was asked is done then, or a prefix of it.
  */
 #define KVMATE_GMEM_SPLIT	_IOWR(KVMATE_IOCTL_TYPE, 0x12, struct kvmate_gmem_range)
 #define KVMATE_GMEM_MERGE	_IOWR(KVMATE_IOCTL_TYPE, 0x13, struct kvmate_gmem_range)
@@ -366,7 +368,7 @@ struct kvmate_gmem_seals {
  *   EINVAL	an unknown seal, or @seals is not zero
  *   EBUSY	KVMATE_GMEM_SEAL_WRITE, and the file is mapped so that it can be written, now or
  *		by mprotect(); or somebody holds a page (vmsplice, O_DIRECT, VFIO, ...), after
- *		some tenths of a second
+ *		some tenths of a second, or one page after another, after some seconds
  *   EINTR	killed meanwhile
  *   EFAULT	the structure cannot be read or written
  */

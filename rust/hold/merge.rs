@@ -33,11 +33,12 @@ impl File {
         (order, fill): (u32, bool),
         done: &mut usize,
     ) -> Result<Result<(), Refused>> {
-        let spare = Spare::beside(mapping)?;
+        let spare = Spare::beside(mapping);
         while *done < pages.end {
             let block = Block::around(*done, order);
             let there = mapping.next(*done..*done + 1);
             if there.is_none_or(|there| there.order < order) {
+                let _lock = mapping.lock_inode();
                 self.stats.merge.tried();
                 if let Err(refused) = self.merge_block(mapping, &spare, block, fill) {
                     self.stats.merge.refused(&refused);
@@ -63,13 +64,35 @@ impl File {
         })
     }
 
+    /// Nothing has failed there, and where it is not to be filled there is something everywhere.
+    fn is_whole(
+        &self,
+        block: Block,
+        fill: bool,
+        there: impl Iterator<Item = Block>,
+    ) -> Result<(), Refused> {
+        self.none_failed(block)?;
+        if fill {
+            return Ok(());
+        }
+        has_no_hole(block, there)
+    }
+
     fn merge_block(
         &self,
         mapping: &Mapping,
-        spare: &Spare,
+        spare: &Result<Spare>,
         block: Block,
         fill: bool,
     ) -> Result<(), Refused> {
+        // Before anything is paid for, for what cannot be merged anyway; it is looked again.
+        let mut next = block.index;
+        let there = core::iter::from_fn(|| {
+            let there = mapping.next(next..block.pages().end)?;
+            next = there.pages().end;
+            Some(there)
+        });
+        self.is_whole(block, fill, there)?;
         let short = Refused {
             why: Why::Memory,
             at: self.look(mapping, block.pages()),
@@ -80,45 +103,48 @@ impl File {
             let _charged = payer.as_ref().map(ChargedTo::payer_of);
             drop(payer);
             let new = NewFolio::new(block.order, self.node).ok_or(short)?;
+            let spare = spare.as_ref().map_err(|_| short)?;
             spare.put(new, block).map_err(|_| short)?
         };
-        let locked = mapping.exclusive();
         let mut attempt = 0;
         loop {
-            locked.unmap(&block.pages());
-            let old = locked.folios(&block.pages()).map_err(|_| short)?;
-            // A fault may have filled the hole that this was, with a folio as large or larger.
-            if old.iter().any(|folio| folio.order() >= block.order) {
-                return Ok(());
-            }
-            // Now that all are locked, what has failed is either noted or marked.
-            let merged = self
-                .none_failed(block)
-                .and_then(|()| {
-                    if fill {
-                        Ok(())
-                    } else {
-                        has_no_hole(block, &old)
-                    }
-                })
-                .and_then(|()| replace(&locked, block, &old, &new));
-            drop(old);
+            let merged = self.put_in(&mapping.exclusive(), block, fill, &new, short);
             attempt += 1;
             match merged {
                 Err(refused) if refused.why == Why::Referenced => {
                     if !may_try(attempt, refused.is_pinned()) {
                         return Err(refused);
                     }
-                    drain_lru();
+                    // Without the lock, and this processor first: another may let us wait.
+                    drain_lru(attempt > 1);
                 }
                 merged => return merged,
             }
         }
     }
+
+    fn put_in(
+        &self,
+        mapping: &Exclusive<'_>,
+        block: Block,
+        fill: bool,
+        new: &Substitute<'_>,
+        short: Refused,
+    ) -> Result<(), Refused> {
+        mapping.unmap(&block.pages());
+        let old = mapping.folios(&block.pages()).map_err(|_| short)?;
+        // A fault may have filled the hole that this was, with a folio as large or larger.
+        if old.iter().any(|folio| folio.order() >= block.order) {
+            return Ok(());
+        }
+        // Now that all are locked, what has failed is either noted or marked.
+        self.is_whole(block, fill, old.iter().map(LockedFolio::block))?;
+        replace(mapping, block, &old, new)
+    }
 }
 
 /// There is something everywhere.
-fn has_no_hole(block: Block, old: &[LockedFolio]) -> Result<(), Refused> {
+fn has_no_hole(block: Block, there: impl Iterator<Item = Block>) -> Result<(), Refused> {
     let hole = |pages: Range<usize>| match pages.is_empty() {
         true => Ok(()),
         false => Err(Refused {
@@ -127,9 +153,9 @@ fn has_no_hole(block: Block, old: &[LockedFolio]) -> Result<(), Refused> {
         }),
     };
     let mut next = block.index;
-    for folio in old {
-        hole(next..folio.index())?;
-        next = folio.index() + (1 << folio.order());
+    for folio in there {
+        hole(next..folio.index)?;
+        next = folio.pages().end;
     }
     hole(next..block.pages().end)
 }

@@ -19,7 +19,7 @@
 //! # Locks
 //!
 //! From the outside in; all sleep.
-//! 1. the inode lock: one `write()`, `fallocate()`, split or merge at a time;
+//! 1. the inode lock: one `write()` or `fallocate()`, or one folio's split or merge, at a time;
 //! 2. the caller's `mmap_lock`, when mm calls for a fault;
 //! 3. the mapping's invalidate lock: shared by whoever adds pages or looks into them (fault, read, write,
 //!    allocate), taken alone to punch, split and merge. Nothing faults under it: `read()` and `write()` make the caller's

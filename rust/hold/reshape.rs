@@ -38,12 +38,10 @@ impl File {
         let mut asked: GmemRange = reader.read()?;
         let (pages, fill) = self.check(mapping, &asked, shape)?;
         let mut done = pages.start;
-        let result = {
-            let _lock = mapping.lock_inode();
-            match shape {
-                Shape::Split => self.split(mapping, pages.clone(), asked.order, &mut done),
-                Shape::Merge => self.merge(mapping, pages.clone(), (asked.order, fill), &mut done),
-            }
+        // The inode is locked for a folio at a time: a range may take minutes.
+        let result = match shape {
+            Shape::Split => self.split(mapping, pages.clone(), asked.order, &mut done),
+            Shape::Merge => self.merge(mapping, pages.clone(), (asked.order, fill), &mut done),
         };
         asked.done = ((done - pages.start) as u64) << PAGE_SHIFT;
         if let Ok(Err(refused)) = &result {

@@ -25,8 +25,10 @@ const ALL: u32 = uabi::GMEM_SEAL_SEAL | WRITE;
 /// Nobody writes by a call, or maps it to write.
 const WRITE: u32 = uabi::GMEM_SEAL_WRITE | uabi::GMEM_SEAL_FUTURE_WRITE;
 
-/// How often it is looked whether a page is held, as memfd does: with pauses of 10 to 80 ms.
+/// How often it is looked whether a page is held, as memfd does: with pauses of 20 to 80 ms.
 const LOOKS: u32 = 5;
+/// And how often in all, where it is one page after another: some seconds.
+const ALL_LOOKS: u32 = 100;
 
 impl File {
     /// `KVMATE_GMEM_SEALS`
@@ -81,21 +83,24 @@ impl File {
 /// `EBUSY`: somebody has references to a page, and could write to it, even if nobody can map it.
 fn nobody_holds(mapping: &Mapping) -> Result {
     let (mut page, end) = (0, File::size_in_pages(mapping));
-    let mut looks = 0;
+    let (mut looks, mut all) = (0, 0);
     while let Some(folio) = mapping.look(page..end) {
         if fatal_signal_pending() {
             return Err(EINTR);
         }
         if !is_referenced(&folio) {
             page = folio.index + (1 << folio.order);
+            looks = 0;
             continue;
         }
         match looks {
-            0 => drain_lru(),
+            _ if all == ALL_LOOKS => return Err(EBUSY),
+            0 => drain_lru(false),
+            1 => drain_lru(true),
             LOOKS => return Err(EBUSY),
             _ => fsleep(Delta::from_millis(5 << looks)),
         }
-        looks += 1;
+        (looks, all) = (looks + 1, all + 1);
     }
     Ok(())
 }

@@ -45,8 +45,8 @@ impl File {
         mapping.unmap(&block.pages());
         let mut attempt = 0;
         loop {
-            let state = mapping.look(page..page + 1);
-            let pinned = state.is_some_and(|state| state.pinned != 0 && is_referenced(&state));
+            let before = mapping.look(page..page + 1);
+            let pinned = before.is_some_and(|state| state.pinned != 0 && is_referenced(&state));
             if !pinned {
                 let before = at();
                 mapping.split_at(page, order);
@@ -59,9 +59,15 @@ impl File {
                 return Ok(Some(block));
             }
             attempt += 1;
-            let Some(state) = state else {
+            // A reference may have come after the look before, or be gone by now.
+            let Some(after) = mapping.look(page..page + 1) else {
                 return Ok(None);
             };
+            let held = [Some(after), before]
+                .into_iter()
+                .flatten()
+                .find(is_referenced);
+            let state = held.unwrap_or(after);
             if !may_try(attempt, pinned) {
                 let refused = Refused::folio(state);
                 self.stats.split.refused(&refused);
@@ -81,6 +87,7 @@ impl File {
         while let Some(block) = mapping.next(*done..pages.end) {
             *done = block.index.max(*done);
             if block.order > order {
+                let _lock = mapping.lock_inode();
                 let locked = mapping.exclusive();
                 let split = self.split_until(&locked, *done, order, |block| block.order <= order);
                 if let Err(refused) = split {

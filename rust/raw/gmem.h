@@ -101,7 +101,10 @@ void kvmate_memcg_put(struct mem_cgroup *memcg);
 int kvmate_mapping_replace(struct address_space *mapping, struct address_space *from,
 			   struct folio *new, struct folio **old, unsigned int count,
 			   unsigned int *busy);
-/* Have all processors sort in the folios that they keep in lists of theirs, with a reference. */
-void kvmate_lru_drain(void);
+/*
+ * Have this processor, or all, sort in the folios that they keep in lists of theirs, with a
+ * reference. Waits for them.
+ */
+void kvmate_lru_drain(bool everywhere);
 
 #endif /* _KVMATE_GMEM_H */

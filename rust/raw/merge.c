@@ -42,6 +42,8 @@ static void take_out(struct address_space *mapping, struct folio **old, unsigned
 		long pages = folio_nr_pages(old[i]);
 
 		lruvec_stat_mod_folio(old[i], NR_FILE_PAGES, -pages);
+		if (folio_test_pmd_mappable(old[i]))
+			lruvec_stat_mod_folio(old[i], NR_FILE_THPS, -pages);
 		mapping->nrpages -= pages;
 		old[i]->mapping = NULL;
 		folio_ref_unfreeze(old[i], 1);
@@ -103,12 +105,18 @@ static long drain(void *unused)
 	return 0;
 }
 
-void kvmate_lru_drain(void)
+void kvmate_lru_drain(bool everywhere)
 {
 	int cpu;
 
-	cpus_read_lock();
-	for_each_online_cpu(cpu)
-		work_on_cpu(cpu, drain, NULL);
-	cpus_read_unlock();
+	if (!everywhere) {
+		drain(NULL);
+		return;
+	}
+	for_each_possible_cpu(cpu) {
+		cpus_read_lock();
+		if (cpu_online(cpu))
+			work_on_cpu(cpu, drain, NULL);
+		cpus_read_unlock();
+	}
 }

@@ -7,7 +7,7 @@ use super::{
     iov::{Destination, Source},
     task::give_way,
 };
-use crate::raw;
+use crate::{pure::hole::Block, raw};
 use core::{mem::ManuallyDrop, ops::Range, ptr::NonNull};
 use kernel::{bindings, error::to_result, prelude::*};
 
@@ -155,6 +155,14 @@ impl LockedFolio {
     pub(crate) fn order(&self) -> u32 {
         // SAFETY: Locked (type invariant), so the order does not change.
         unsafe { raw::kvmate_folio_order(self.0.as_ptr()) }
+    }
+
+    /// Where it is in the file.
+    pub(crate) fn block(&self) -> Block {
+        Block {
+            index: self.index(),
+            order: self.order(),
+        }
     }
 
     /// Its size in bytes.

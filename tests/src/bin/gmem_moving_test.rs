@@ -6,12 +6,14 @@ use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
     gmem::{
-        self, allocated, folios, guest::Guest, info_of, model::Random, seek, shape, Map, HUGE, PAGE,
+        self, allocated, folios, guest::Guest, info_of, memory::meminfo, model::Random, punch,
+        seek, shape, Map, HUGE, PAGE,
     },
     ktap,
     module::{Kvmate, Stop},
     storm::slow,
 };
+use kvmate_uapi::KVMATE_GMEM_FILL;
 use nix::{errno::Errno, libc, unistd};
 use std::{
     fs::File,
@@ -25,7 +27,10 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    ktap::main(&[("all_at_once", all_at_once)])
+    ktap::main(&[
+        ("all_at_once", all_at_once),
+        ("beside_faults", beside_faults),
+    ])
 }
 
 const SIZE: usize = 2 * HUGE;
@@ -217,5 +222,57 @@ fn all_at_once() -> Result<()> {
     println!("# writes, checks, rounds: {done:?}; {split} splits, {merged} merges");
     ensure!(done.iter().all(|n| *n > 0), "{done:?}");
     drop((map, file));
+    kvmate.unload()
+}
+
+/// Blocks that a fault fills while they are merged: with a folio that is as large, or larger.
+fn beside_faults() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let before = meminfo("FileHugePages")?;
+    let file = gmem::create(HUGE, 0)?;
+    let map = Map::new(&file, HUGE)?;
+    let stop = Stop::default();
+    let end = Instant::now() + Duration::from_secs(if slow() { 10 } else { 4 });
+    let mut said = [0; 3];
+    let touched = std::thread::scope(|scope| -> Result<u64> {
+        let toucher = scope.spawn(|| {
+            let _stop = stop.on_drop();
+            let mut random = Random::new(3);
+            let mut touched = 0;
+            while !stop.asked() {
+                map.write(random.below(HUGE / PAGE) * PAGE, 1);
+                touched += 1;
+            }
+            touched
+        });
+        let _stop = stop.on_drop();
+        let mut random = Random::new(4);
+        while Instant::now() < end {
+            punch(&file, 0, HUGE)?;
+            let mut range = shape::range(0, HUGE, [4, 9, 1][random.below(3)]);
+            range.flags = [0, KVMATE_GMEM_FILL][random.below(2)];
+            let result = shape::call(&file, shape::Shape::Merge, &mut range);
+            let whole = result.is_ok() && range.done == range.length;
+            let hole = result == Err(Errno::EINVAL) && range.flags == 0;
+            let held = result == Err(Errno::EAGAIN);
+            ensure!(whole || hole || held, "{result:?} {range:?}");
+            let numbers = [whole, hole, held];
+            said.iter_mut()
+                .zip(numbers)
+                .for_each(|(n, so)| *n += u64::from(so));
+        }
+        drop(_stop);
+        Ok(toucher.join().expect("no panic"))
+    })?;
+    println!("# {touched} touched; merged, holes, held: {said:?}");
+    ensure!(touched > 0 && said[0] > 0, "{touched} {said:?}");
+    shape::merge_and_fill(&file, 0, HUGE, 9)?;
+    ensure_eq!(
+        meminfo("FileHugePages")? - before,
+        HUGE as i64,
+        "huge pages in the end"
+    );
+    drop((map, file));
+    ensure_eq!(meminfo("FileHugePages")?, before, "huge pages then");
     kvmate.unload()
 }

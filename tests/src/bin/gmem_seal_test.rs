@@ -14,13 +14,14 @@ use kvmate_tests::{
 };
 use kvmate_uapi::{
     kvmate_gmem_seals, KVMATE_GMEM_SEALS, KVMATE_GMEM_SEAL_FUTURE_WRITE as FUTURE,
-    KVMATE_GMEM_SEAL_SEAL as SEAL, KVMATE_GMEM_SEAL_WRITE as WRITE,
+    KVMATE_GMEM_SEAL_SEAL as SEAL, KVMATE_GMEM_SEAL_WRITE as WRITE, KVMATE_GMEM_SMALL,
 };
 use nix::{errno::Errno, libc};
 use std::{
     fs::{File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::FileExt},
     process::ExitCode,
+    time::Duration,
 };
 
 fn main() -> ExitCode {
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ("as_memfd", as_memfd),
         ("writable_mappings_are_busy", writable_mappings_are_busy),
         ("held_pages_are_busy", held_pages_are_busy),
+        ("held_one_after_another", held_one_after_another),
         ("mapped_before_future_write", mapped_before_future_write),
         ("beside_older_mappings", beside_older_mappings),
         ("folios_still_change", folios_still_change),
@@ -227,6 +229,42 @@ fn held_pages_are_busy() -> Result<()> {
         Errno::result(unsafe { libc::munmap(map.cast(), SIZE) })?;
     }
     kvmate.unload()
+}
+
+/// Pages each of which is held for a moment only, but one after another for longer than one may be.
+fn held_one_after_another() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let mut busy = 0;
+    // Who lets go may be late once.
+    for _ in 0..6 {
+        let file = gmem::create(SIZE, KVMATE_GMEM_SMALL)?;
+        file.write_all_at(&[5; 24 * PAGE], 0)?;
+        let map = mmap(&read_only(&file)?, SIZE, READ, libc::MAP_SHARED)?;
+        let pins: Vec<_> = (0..24)
+            .map(|page| try_pin(By::Pipe, map as usize + page * PAGE))
+            .collect::<Result<_, _>>()?;
+        let added = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for pin in pins {
+                    std::thread::sleep(Duration::from_millis(25));
+                    drop(pin);
+                }
+            });
+            seal::add(&file, WRITE)
+        });
+        // SAFETY: Our own mapping, not used any more.
+        Errno::result(unsafe { libc::munmap(map.cast(), SIZE) })?;
+        match added {
+            Ok(_) => {
+                drop(file);
+                return kvmate.unload();
+            }
+            Err(error) => ensure_eq!(error, Errno::EBUSY, "what else"),
+        }
+        busy += 1;
+    }
+    ensure!(false, "busy {busy} times");
+    Ok(())
 }
 
 fn mapped_before_future_write() -> Result<()> {

@@ -10,7 +10,7 @@ use kvmate_tests::{
         child, fallocate, folios,
         guest::Guest,
         info_of,
-        memory::Before,
+        memory::{meminfo, Before},
         pins::{self, pin, By, Hold},
         punch, query,
         shape::{self, Shape},
@@ -452,11 +452,20 @@ fn payer_pays() -> Result<()> {
     let error = shape::call(&file, Shape::Merge, &mut range);
     ensure_eq!(error, Err(Errno::ENOMEM), "at the limit: {range:?}");
     ensure_eq!(range.done, 0, "done at the limit");
+    ensure!(range.refused.length > 0, "what was refused: {range:?}");
     ensure_eq!(info_of(&file, "merge_failed_memory")?, 1, "counted");
     ensure!(gmem::bytes(&file)? == pattern, "bytes after ENOMEM");
     ensure_eq!(allocated(&file)?, 2 * HUGE, "st_blocks after ENOMEM");
+    // A hole is told whether there is memory or not.
+    punch(&file, PAGE, PAGE)?;
+    let error = shape::call(&file, Shape::Merge, &mut shape::range(0, HUGE, 9));
+    ensure_eq!(error, Err(Errno::EINVAL), "a hole at the limit");
+    file.write_all_at(&pattern[PAGE..2 * PAGE], PAGE as u64)?;
     drop(other);
     shape::merge(&file, 0, 2 * HUGE, 9).context("below the limit")?;
+    // The page that we wrote is theirs now too; the old ones have gone.
+    let counted = cgroup.stat("file")?;
+    ensure_eq!(counted, 2 * HUGE as u64, "file after the merge");
     let huge = cgroup.stat("file_thp")?;
     ensure_eq!(huge, 2 * HUGE as u64, "file_thp");
     ensure_eq!(cgroup.events("oom_kill")?, 0, "processes killed");
@@ -465,13 +474,25 @@ fn payer_pays() -> Result<()> {
     kvmate.unload()
 }
 
+/// What a file's memory is counted as.
+const COUNTED: [&str; 4] = ["Cached", "FileHugePages", "Unevictable", "Mlocked"];
+
 fn memory_comes_back() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (file, map, pattern) = patterned(4)?;
     let before = Before::now()?;
+    let counted = || -> Result<Vec<i64>> { COUNTED.iter().map(|key| meminfo(key)).collect() };
+    let expected = counted()?;
     for round in 0..20 {
         shape::split(&file, 0, 4 * HUGE, round % 9)?;
         shape::merge(&file, 0, 4 * HUGE, 9)?;
+    }
+    // Those of others change by pages; a round that leaves a folio in or out, by 8 MiB and more.
+    for ((key, now), before) in COUNTED.iter().zip(counted()?).zip(expected) {
+        ensure!(
+            (now - before).abs() < 4 << 20,
+            "{key}: {before}, then {now}"
+        );
     }
     before.is_now()?;
     is(&file, &map, &pattern, "in the end")?;
