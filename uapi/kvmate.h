@@ -200,8 +200,15 @@ struct kvmate_gmem {
  * Where memory fails (a machine check, MADV_HWPOISON), its folio is split, the page is taken out,
  * and no other byte changes. The offset stays poisoned until the whole page is punched: SIGBUS
  * (BUS_MCEERR_AR) for who touches it by a mapping, a vCPU's thread too, EIO from read(), write()
- * and splice(); data for lseek(), nothing to fill for fallocate(). A page of a folio that somebody
- * holds, which cannot be split, stays in the file, poisoned likewise.
+ * and splice(); data for lseek(), nothing to fill for fallocate(). Who had it mapped as part of a
+ * larger folio is told when it touches it next, not at once: mm unmaps the folio to split it.
+ *
+ * A folio that somebody holds cannot be split: the page stays in the file, poisoned likewise.
+ * read() and write() go on beside it; faults on all of that folio are SIGBUS until it is let go,
+ * and the next one then takes the page out. Mappings and guests that had the folio mapped by then
+ * keep it, with the page that failed, until one of those faults: nothing tells kvmate before. If
+ * such a folio is punched as a whole, or the file ends, while it is held, none of its memory goes
+ * back to the system, then or later.
  *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.

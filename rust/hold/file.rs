@@ -73,7 +73,11 @@ impl MemoryFile for File {
         if index >= size {
             return Err(EFAULT);
         }
-        let folio = self.folio(&mapping.shared(), index, &(0..size))?;
+        let mut folio = self.folio(&mapping.shared(), index, &(0..size))?;
+        if folio.has_failed() {
+            drop(folio);
+            folio = self.fault_beside_failed(mapping, index, &(0..size))?;
+        }
         self.stats.fault(folio.order());
         self.traces_fault(index, folio.order());
         Ok(folio)
@@ -81,6 +85,10 @@ impl MemoryFile for File {
 
     fn failed(&self, page: usize) -> Result {
         self.failed.add(page)
+    }
+
+    fn end(&self, mapping: &Mapping) {
+        self.keep_failed(&mapping.exclusive(), &(0..Self::size_in_pages(mapping)));
     }
 
     fn is_write_sealed(&self) -> bool {

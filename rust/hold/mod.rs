@@ -4,7 +4,7 @@
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
 //! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`]
 //! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`failed`]
-//! where memory failed, [`query`] tells what is where,
+//! where memory failed, [`poison`] gets such pages out, [`query`] tells what is where,
 //! [`stats`] is what `info` shows, [`traced`] what is traced.
 //!
 //! # Who owns what
@@ -42,6 +42,7 @@ mod file;
 mod fill;
 mod io;
 mod merge;
+mod poison;
 mod punch;
 mod query;
 mod refused;

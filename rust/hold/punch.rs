@@ -66,6 +66,7 @@ impl File {
             let referenced = folio.is_some_and(|folio| folio.is_referenced());
             self.stats.kept(pages.len(), referenced);
         }
+        self.keep_failed(mapping, &plan.remove);
         mapping.remove(&plan.remove);
         self.failed.forget(&whole);
         let freed = before - mapping.pages();

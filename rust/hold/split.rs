@@ -93,6 +93,10 @@ impl File {
                 if let Err(refused) = split {
                     return Ok(Err(refused));
                 }
+                if order > 0 {
+                    // A memory failure met our smallest order, and could not split down to its page.
+                    self.take_out_failed(&locked, &block.pages());
+                }
             }
             if let Some(block) = mapping.next(*done..*done + 1).filter(|b| b.order <= order) {
                 *done = block.pages().end;

@@ -232,48 +232,6 @@ impl LockedFolio {
         self.0.as_ptr()
     }
 
-    /// Whether a page of it has failed: nobody may touch that.
-    pub(crate) fn has_failed(&self) -> bool {
-        // SAFETY: We hold a reference (type invariant).
-        unsafe { raw::kvmate_folio_has_failed(self.0.as_ptr()) }
-    }
-
-    /// Whether the page with the byte `at` has.
-    pub(crate) fn page_has_failed(&self, at: usize) -> bool {
-        assert!(at < self.size());
-        // SAFETY: A page of the folio, which we hold.
-        unsafe { raw::kvmate_folio_page_has_failed(self.0.as_ptr(), at / PAGE_SIZE) }
-    }
-
-    /// How much of `length` bytes at `start` may be copied in one go. `EIO`: the first page has failed.
-    pub(crate) fn readable(&self, start: usize, length: usize) -> Result<usize> {
-        if !self.has_failed() {
-            return Ok(length);
-        }
-        if self.page_has_failed(start) {
-            return Err(EIO);
-        }
-        Ok(length.min(PAGE_SIZE - start % PAGE_SIZE))
-    }
-
-    /// Zero a part of it, but for pages that have failed.
-    pub(crate) fn zero(&self, start: usize, length: usize) {
-        assert!(start <= self.size() && length <= self.size() - start);
-        let (mut at, end) = (start, start + length);
-        while at < end {
-            let rest = end - at;
-            let step = match self.readable(at, rest) {
-                Ok(step) => {
-                    // SAFETY: Inside the folio, which we hold.
-                    unsafe { raw::kvmate_folio_zero(self.0.as_ptr(), at, step) };
-                    step
-                }
-                Err(_) => rest.min(PAGE_SIZE - at % PAGE_SIZE),
-            };
-            at += step;
-        }
-    }
-
     /// Copy out of it, from the byte `start`; tells how many bytes were copied. Does not fault.
     pub(crate) fn copy_to(&self, start: usize, length: usize, to: &mut Destination<'_>) -> usize {
         assert!(start <= self.size() && length <= self.size() - start);

@@ -48,6 +48,8 @@ pub(crate) trait MemoryFile: Send + Sync + 'static {
     fn failed(&self, page: usize) -> Result;
     /// Whether nobody may map it writable from now on.
     fn is_write_sealed(&self) -> bool;
+    /// Its pages are about to go, and nobody knows it any more.
+    fn end(&self, mapping: &Mapping);
     /// Read from the byte `position` on, advance it.
     fn read(
         &self,

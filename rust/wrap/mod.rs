@@ -15,6 +15,7 @@ pub(crate) mod debugfs;
 pub(crate) mod eventfd;
 pub(crate) mod events;
 pub(crate) mod exit_source;
+pub(crate) mod failed_folio;
 pub(crate) mod files;
 pub(crate) mod folio;
 mod function_hook;

@@ -78,6 +78,8 @@ impl<T: MemoryFile> Operations<T> {
         // The folder goes, and waits for who reads in it; then nobody has a way in.
         // SAFETY: Nobody else touches this member.
         drop(unsafe { (&raw mut (*private).shown).replace(None) });
+        // SAFETY: The inode is being evicted, and is there until `end_pages()`.
+        unsafe { Self::of(inode.as_ptr()).end(Mapping::of(inode)) };
         // SAFETY: The inode is being evicted.
         unsafe { end_pages(inode.as_ptr()) };
         // SAFETY: It came from `KBox::into_raw()` in `create`, and eviction happens once.
