@@ -42,6 +42,7 @@ impl File {
                 self.stats.merge.tried();
                 if let Err(refused) = self.merge_block(mapping, &spare, block, fill) {
                     self.stats.merge.refused(&refused);
+                    self.traces_refused(c"merge", &refused);
                     return Ok(Err(refused));
                 }
                 self.stats.merge.done();
@@ -139,7 +140,9 @@ impl File {
         }
         // Now that all are locked, what has failed is either noted or marked.
         self.is_whole(block, fill, old.iter().map(LockedFolio::block))?;
-        replace(mapping, block, &old, new)
+        replace(mapping, block, &old, new)?;
+        self.traces_merge(old.len(), block);
+        Ok(())
     }
 }
 

@@ -21,13 +21,13 @@ pub(super) enum Why {
 impl Why {
     pub(super) const ALL: [Self; 4] = [Self::Referenced, Self::Memory, Self::Hole, Self::Poisoned];
 
-    /// What `info` calls it.
-    pub(super) const fn name(self) -> &'static str {
+    /// What `info` and the trace call it.
+    pub(super) const fn name(self) -> &'static CStr {
         match self {
-            Self::Referenced => "referenced",
-            Self::Memory => "memory",
-            Self::Hole => "hole",
-            Self::Poisoned => "poisoned",
+            Self::Referenced => c"referenced",
+            Self::Memory => c"memory",
+            Self::Hole => c"hole",
+            Self::Poisoned => c"poisoned",
         }
     }
 }

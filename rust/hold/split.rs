@@ -71,6 +71,7 @@ impl File {
             if !may_try(attempt, pinned) {
                 let refused = Refused::folio(state);
                 self.stats.split.refused(&refused);
+                self.traces_refused(c"split", &refused);
                 return Err(refused);
             }
         }

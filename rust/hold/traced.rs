@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is traced of a file: a line each, and the events `gmem_fault`, `gmem_punch`, `gmem_split`.
+//! What is traced of a file: a line each, and the events `gmem_*`.
 
-use super::file::File;
+use super::{file::File, refused::Refused};
 use crate::{
     pure::hole::{Block, Hole, PAGE_SHIFT},
     trace::Class,
-    wrap::trace_event,
+    wrap::trace_event::{self, GmemRefused},
 };
 use kernel::{fmt, prelude::*};
 
@@ -49,6 +49,37 @@ impl File {
         trace_event::gmem_split(self.number, offset, from, to);
         if self.wants_lines() {
             self.line(fmt!("split {offset:#x}: order {from} to {to}"));
+        }
+    }
+
+    /// So many folios, all that were there, became one.
+    pub(super) fn traces_merge(&self, folios: usize, block: Block) {
+        let offset = (block.index as u64) << PAGE_SHIFT;
+        trace_event::gmem_merge(self.number, offset, folios as u32, block.order);
+        if self.wants_lines() {
+            let order = block.order;
+            self.line(fmt!("merge {offset:#x}: {folios} folios to order {order}"));
+        }
+    }
+
+    /// A split or a merge was refused.
+    pub(super) fn traces_refused(&self, what: &CStr, refused: &Refused) {
+        let (why, at) = (refused.why.name(), refused.at.record());
+        trace_event::gmem_refused(&GmemRefused {
+            file: self.number,
+            what,
+            why,
+            at,
+        });
+        if self.wants_lines() {
+            self.line(fmt!(
+                "{what} refused at {:#x}: {why}, {} references, {} expected, {} mappings{}",
+                at.offset,
+                at.references,
+                at.expected,
+                at.mappings,
+                if refused.is_pinned() { ", pinned" } else { "" }
+            ));
         }
     }
 }

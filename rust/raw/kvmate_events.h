@@ -121,6 +121,55 @@ DECLARE_EVENT_CLASS(kvmate_folio,
 DEFINE_EVENT(kvmate_folio, gmem_split,
 	TP_PROTO(u64 file, u64 offset, u32 from, u32 to), TP_ARGS(file, offset, from, to));
 
+TRACE_EVENT(gmem_merge,
+	TP_PROTO(u64 file, u64 offset, u32 folios, u32 order),
+	TP_ARGS(file, offset, folios, order),
+	TP_STRUCT__entry(
+		__field(u64, file)
+		__field(u64, offset)
+		__field(u32, folios)
+		__field(u32, order)
+	),
+	TP_fast_assign(
+		__entry->file = file;
+		__entry->offset = offset;
+		__entry->folios = folios;
+		__entry->order = order;
+	),
+	TP_printk("file %llu offset 0x%llx: %u folios to order %u", __entry->file,
+		  __entry->offset, __entry->folios, __entry->order)
+);
+
+TRACE_EVENT(gmem_refused,
+	TP_PROTO(const struct kvmate_gmem_refused_event *e),
+	TP_ARGS(e),
+	TP_STRUCT__entry(
+		__field(u64, file)
+		__field(u64, offset)
+		__array(char, what, 8)
+		__array(char, why, 16)
+		__field(u32, order)
+		__field(u32, references)
+		__field(u32, expected)
+		__field(u32, mappings)
+		__field(u32, pinned)
+	),
+	TP_fast_assign(
+		__entry->file = e->file;
+		__entry->offset = e->offset;
+		strscpy_pad(__entry->what, e->what);
+		strscpy_pad(__entry->why, e->why);
+		__entry->order = e->order;
+		__entry->references = e->references;
+		__entry->expected = e->expected;
+		__entry->mappings = e->mappings;
+		__entry->pinned = e->pinned;
+	),
+	TP_printk("file %llu offset 0x%llx: %s: %s order %u references %u expected %u mappings %u pinned %u",
+		  __entry->file, __entry->offset, __entry->what, __entry->why, __entry->order,
+		  __entry->references, __entry->expected, __entry->mappings, __entry->pinned)
+);
+
 #endif /* _KVMATE_EVENTS_H */
 
 #undef TRACE_INCLUDE_PATH

@@ -88,6 +88,16 @@ void kvmate_event_gmem_split(u64 file, u64 offset, u32 from, u32 to)
 	trace_gmem_split(file, offset, from, to);
 }
 
+void kvmate_event_gmem_merge(u64 file, u64 offset, u32 folios, u32 order)
+{
+	trace_gmem_merge(file, offset, folios, order);
+}
+
+void kvmate_event_gmem_refused(const struct kvmate_gmem_refused_event *event)
+{
+	trace_gmem_refused(event);
+}
+
 void kvmate_trace_begin(void)
 {
 	trace_printk_init_buffers();

@@ -21,6 +21,18 @@ struct kvmate_irq_event {
 	const char *answer;
 };
 
+struct kvmate_gmem_refused_event {
+	u64 file;
+	u64 offset;
+	const char *what;
+	const char *why;
+	u32 order;
+	u32 references;
+	u32 expected;
+	u32 mappings;
+	u32 pinned;
+};
+
 typedef void (*kvmate_follow)(void *data, bool on);
 
 /* The event "exit" is wanted by somebody, and no longer: called with tracing's locks. */
@@ -40,6 +52,8 @@ void kvmate_event_deliver(const struct kvmate_irq_event *event);
 void kvmate_event_gmem_fault(u64 file, u64 offset, u32 order);
 void kvmate_event_gmem_punch(u64 file, u64 offset, u64 length, u64 freed, u64 kept);
 void kvmate_event_gmem_split(u64 file, u64 offset, u32 from, u32 to);
+void kvmate_event_gmem_merge(u64 file, u64 offset, u32 folios, u32 order);
+void kvmate_event_gmem_refused(const struct kvmate_gmem_refused_event *event);
 
 /* Take trace_printk()'s buffers, with the kernel's notice, if nobody has yet. One at a time; sleeps. */
 void kvmate_trace_begin(void);

@@ -8,6 +8,7 @@
 //! C headers: `rust/raw/kvmate_events.h`,
 //! [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
+use super::uabi::{GmemRecord, GMEM_PINNED};
 use crate::raw;
 use kernel::{ffi::c_void, prelude::*, sync::Arc};
 
@@ -130,4 +131,37 @@ pub(crate) fn gmem_punch(file: u64, offset: u64, length: u64, freed: u64, kept: 
 pub(crate) fn gmem_split(file: u64, offset: u64, from: u32, to: u32) {
     // SAFETY: No condition.
     unsafe { raw::kvmate_event_gmem_split(file, offset, from, to) };
+}
+
+/// The event `gmem_merge`: so many folios at that offset became one of that order.
+pub(crate) fn gmem_merge(file: u64, offset: u64, folios: u32, order: u32) {
+    // SAFETY: No condition.
+    unsafe { raw::kvmate_event_gmem_merge(file, offset, folios, order) };
+}
+
+/// A split or a merge that was refused.
+pub(crate) struct GmemRefused<'a> {
+    pub(crate) file: u64,
+    pub(crate) what: &'a CStr,
+    pub(crate) why: &'a CStr,
+    /// The folio or hole that stood in the way.
+    pub(crate) at: GmemRecord,
+}
+
+/// The event `gmem_refused`.
+pub(crate) fn gmem_refused(refused: &GmemRefused<'_>) {
+    let at = &refused.at;
+    let event = raw::kvmate_gmem_refused_event {
+        file: refused.file,
+        offset: at.offset,
+        what: refused.what.as_char_ptr(),
+        why: refused.why.as_char_ptr(),
+        order: at.order,
+        references: at.references,
+        expected: at.expected,
+        mappings: at.mappings,
+        pinned: u32::from(at.flags & GMEM_PINNED != 0),
+    };
+    // SAFETY: Strings that outlive the call, which copies them.
+    unsafe { raw::kvmate_event_gmem_refused(&event) };
 }

@@ -6,7 +6,12 @@ use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
     ftrace::{self, Buffer, Entry, TRACEFS},
-    gmem::{self, Map, HUGE},
+    gmem::{
+        self,
+        pins::{pin, By},
+        shape::{self, Shape},
+        Map, HUGE,
+    },
     guest::{
         irq::Trigger,
         steps::{self, Guest, Step},
@@ -17,6 +22,7 @@ use kvmate_tests::{
     seen, storm, table,
     trace::{Trace, What},
 };
+use nix::errno::Errno;
 use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
@@ -33,6 +39,7 @@ fn main() -> ExitCode {
         ("exit_while_times_are_split", exit_while_times_are_split),
         ("interrupts", interrupts),
         ("gmem", gmem),
+        ("gmem_reshaped", gmem_reshaped),
         (
             "on_before_vms_and_over_unload",
             on_before_vms_and_over_unload,
@@ -49,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 /// The events, with their fields.
-const EVENTS: [(&str, &[&str]); 6] = [
+const EVENTS: [(&str, &[&str]); 8] = [
     (
         "exit",
         &["vm", "name", "vcpu", "reason", "rip", "info", "ns"],
@@ -59,6 +66,21 @@ const EVENTS: [(&str, &[&str]); 6] = [
     ("gmem_fault", &["file", "offset", "order"]),
     ("gmem_punch", &["file", "offset", "length", "freed", "kept"]),
     ("gmem_split", &["file", "offset", "from", "to"]),
+    ("gmem_merge", &["file", "offset", "folios", "order"]),
+    (
+        "gmem_refused",
+        &[
+            "file",
+            "offset",
+            "what",
+            "why",
+            "order",
+            "references",
+            "expected",
+            "mappings",
+            "pinned",
+        ],
+    ),
 ];
 
 fn events() -> Result<Buffer> {
@@ -254,6 +276,63 @@ fn gmem() -> Result<()> {
         splits.first().is_some_and(|text| text.starts_with(&first)),
         "gmem_split: {splits:?}"
     );
+    drop((map, file));
+    kvmate.unload()
+}
+
+/// Splits and merges, done and refused: one event each, and no other.
+fn gmem_reshaped() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let buffer = events()?;
+    let file = gmem::create(2 * HUGE, 0)?;
+    let number = file.metadata()?.ino();
+    let map = Map::new(&file, 2 * HUGE)?;
+    gmem::fallocate(&file, 0, 0, HUGE as i64)?;
+    let said = |event: &str, texts: &[&str]| -> Result<()> {
+        let texts: Vec<_> = texts
+            .iter()
+            .map(|text| format!("file {number} offset {text}"))
+            .collect();
+        let entries = buffer.read()?;
+        ensure_eq!(of(&entries, event), texts, "{event}");
+        let others = entries.len() - of(&entries, "gmem_fault").len();
+        ensure_eq!(others, texts.len(), "events: {entries:?}");
+        buffer.clear()
+    };
+    let refused = |shape, at, order, errno| -> Result<()> {
+        let found = shape::call(&file, shape, &mut shape::range(at, HUGE, order));
+        ensure_eq!(found, Err(errno), "{shape:?} at {at:#x} to {order}");
+        Ok(())
+    };
+    shape::split(&file, 0, HUGE, 7)?;
+    let halves = ["0x0: order 9 to 7", "0x100000: order 8 to 7"];
+    said("gmem_split", &halves)?;
+    map.read(0x80_000);
+    let pipe = pin(By::Pipe, &map, 0x80_000)?;
+    refused(Shape::Merge, 0, 9, Errno::EAGAIN)?;
+    said(
+        "gmem_refused",
+        &["0x80000: merge: referenced order 7 references 129 expected 128 mappings 0 pinned 0"],
+    )?;
+    drop(pipe);
+    shape::merge(&file, 0, HUGE, 9)?;
+    said("gmem_merge", &["0x0: 4 folios to order 9"])?;
+    refused(Shape::Merge, HUGE, 9, Errno::EINVAL)?;
+    said(
+        "gmem_refused",
+        &["0x200000: merge: hole order 0 references 0 expected 0 mappings 0 pinned 0"],
+    )?;
+    shape::merge_and_fill(&file, HUGE, HUGE, 9)?;
+    said("gmem_merge", &["0x200000: 0 folios to order 9"])?;
+    let ring = pin(By::Ring, &map, HUGE)?;
+    refused(Shape::Split, HUGE, 8, Errno::EAGAIN)?;
+    said(
+        "gmem_refused",
+        &["0x200000: split: referenced order 9 references 513 expected 512 mappings 0 pinned 1"],
+    )?;
+    drop(ring);
+    shape::split(&file, HUGE, HUGE, 8)?;
+    said("gmem_split", &["0x200000: order 9 to 8"])?;
     drop((map, file));
     kvmate.unload()
 }

@@ -6,7 +6,11 @@ use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
     ftrace::{Buffer, Entry},
-    gmem::{self, fallocate, Map, HUGE},
+    gmem::{
+        self, fallocate,
+        pins::{pin, By},
+        Map, HUGE,
+    },
     guest::{
         irq::Trigger,
         steps::{self, Guest, Step},
@@ -351,6 +355,14 @@ fn gmem() -> Result<()> {
     // Where there is something: one page of it, of a folio that is split to that.
     gmem::punch(&file, HUGE + 0x3000, 0x1000)?;
     gmem::punch(&file, 0, HUGE)?;
+    let hole = gmem::shape::merge(&file, 0, HUGE, 9);
+    ensure!(hole.is_err(), "a hole was merged");
+    gmem::shape::merge_and_fill(&file, 0, HUGE, 9)?;
+    let held = pin(By::Ring, &map, HUGE / 2)?;
+    let range = &mut gmem::shape::range(0, HUGE, 8);
+    let split = gmem::shape::call(&file, gmem::shape::Shape::Split, range);
+    ensure!(split.is_err(), "a pinned folio was split");
+    drop(held);
     kvmate.write("knobs/trace", "0")?;
     let found = lines(&buffer)?;
     let prefix = format!("gmem {number}: ");
@@ -361,7 +373,7 @@ fn gmem() -> Result<()> {
     ensure_eq!(ours.len(), found.len(), "lines of that file: {found:?}");
     let splits: Vec<_> = ours
         .iter()
-        .filter(|line| line.starts_with("split"))
+        .filter(|line| line.starts_with("split 0"))
         .collect();
     ensure!(
         (1..=2).contains(&splits.len()) && splits[0].starts_with("split 0x200000: order 9 to "),
@@ -369,7 +381,7 @@ fn gmem() -> Result<()> {
     );
     let others: Vec<_> = ours
         .iter()
-        .filter(|line| !line.starts_with("split"))
+        .filter(|line| !line.starts_with("split 0"))
         .collect();
     ensure_eq!(
         others,
@@ -377,6 +389,10 @@ fn gmem() -> Result<()> {
             &"fault 0x205000 order 9",
             &"punch 0x203000 0x1000: 1 pages freed, 0 kept",
             &"punch 0x0 0x200000: 512 pages freed, 0 kept",
+            &"merge refused at 0x0: hole, 0 references, 0 expected, 0 mappings",
+            &"merge 0x0: 0 folios to order 9",
+            &"fault 0x100000 order 9",
+            &"split refused at 0x0: referenced, 513 references, 512 expected, 0 mappings, pinned",
         ],
         "lines"
     );
@@ -392,7 +408,7 @@ fn class(line: &str) -> &'static str {
         "rdmsr" | "wrmsr" => MSRS,
         "page_fault" => FAULTS,
         "injected" | "eoi" | "inject" | "deliver" => INTERRUPTS,
-        "fault" | "punch" | "split" => GMEM,
+        "fault" | "punch" | "split" | "merge" => GMEM,
         _ => "",
     }
 }
