@@ -5,6 +5,7 @@
  * /sys/kernel/debug/kvmate_hold/reference takes an address (8 bytes, of the writer's memory) and
  * holds the folio there until the descriptor is closed, up to 64 a descriptor. .../lock takes an
  * address and a number of microseconds (8 bytes each), and holds the folio's lock so long, asleep.
+ * .../locked takes an address, and holds the folio's lock until the descriptor is closed.
  */
 #include <linux/debugfs.h>
 #include <linux/delay.h>
@@ -116,6 +117,56 @@ static const struct file_operations lock = {
 	.write = lock_write,
 };
 
+static ssize_t locked_write(struct file *file, const char __user *buffer, size_t count,
+			    loff_t *position)
+{
+	struct folio *folio;
+	u64 address;
+
+	if (count != sizeof(address))
+		return -EINVAL;
+	if (copy_from_user(&address, buffer, sizeof(address)))
+		return -EFAULT;
+	folio = folio_at(address);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+	if (folio_lock_killable(folio)) {
+		folio_put(folio);
+		return -EINTR;
+	}
+	/* One a descriptor: closing it gives up this one. */
+	if (cmpxchg(&file->private_data, NULL, folio)) {
+		folio_unlock(folio);
+		folio_put(folio);
+		return -EBUSY;
+	}
+	return count;
+}
+
+static int locked_release(struct inode *inode, struct file *file)
+{
+	struct folio *folio = file->private_data;
+
+	if (folio) {
+		folio_unlock(folio);
+		folio_put(folio);
+	}
+	return 0;
+}
+
+static int locked_open(struct inode *inode, struct file *file)
+{
+	file->private_data = NULL;
+	return 0;
+}
+
+static const struct file_operations locked = {
+	.owner = THIS_MODULE,
+	.open = locked_open,
+	.release = locked_release,
+	.write = locked_write,
+};
+
 static struct dentry *folder;
 
 static int __init hold_init(void)
@@ -123,6 +174,7 @@ static int __init hold_init(void)
 	folder = debugfs_create_dir("kvmate_hold", NULL);
 	debugfs_create_file("reference", 0200, folder, NULL, &reference);
 	debugfs_create_file("lock", 0200, folder, NULL, &lock);
+	debugfs_create_file("locked", 0200, folder, NULL, &locked);
 	return PTR_ERR_OR_ZERO(folder);
 }
 

@@ -37,7 +37,7 @@ pub const STEPS: [&str; 2] = ["fault-in", "punch"];
 const GUEST_MEMFD_FLAG_MMAP: u64 = 1;
 const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 2;
 
-const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+pub(super) const SHMEM_ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// Who holds the memory.
@@ -100,7 +100,7 @@ impl Holder {
     }
 
     /// What `/proc/self/smaps` calls its memory when it is mapped as it should be.
-    fn mapped_as(self) -> &'static str {
+    pub(super) fn mapped_as(self) -> &'static str {
         match self {
             Self::GuestMemfd | Self::GmemSmall => "Rss",
             Self::Shmem => "ShmemPmdMapped",
@@ -139,7 +139,8 @@ impl Holder {
         Ok([fault_in, punched].map(|cost| cost * (PAGE as f64 / size as f64)))
     }
 
-    fn hold(self, size: usize) -> Result<Held> {
+    /// A file of its.
+    pub(super) fn hold(self, size: usize) -> Result<Held> {
         let held = |file, needs| Held {
             file,
             _needs: needs,
@@ -179,8 +180,8 @@ impl Holder {
 }
 
 /// A file, and what must be there as long as it is.
-struct Held {
-    file: File,
+pub(super) struct Held {
+    pub(super) file: File,
     _needs: Needs,
 }
 
@@ -192,13 +193,13 @@ enum Needs {
 }
 
 /// One of the kernel's settings; as it was before, when dropped.
-struct Setting {
+pub(super) struct Setting {
     file: &'static str,
     before: String,
 }
 
 impl Setting {
-    fn new(file: &'static str, value: &str) -> Result<Self> {
+    pub(super) fn new(file: &'static str, value: &str) -> Result<Self> {
         let before = fs::read_to_string(file).context(file)?;
         // The kernel shows the choices, with the one that is made in brackets.
         let before = before

@@ -12,7 +12,7 @@ use super::{
 pub type Pass = Vec<(Holder, Result<[Cost; STEPS.len()], String>)>;
 
 /// How exact a count is: a punch is so short that a tick of the clock more or less is seen.
-const EXACT: f64 = 0.02;
+pub(super) const EXACT: f64 = 0.02;
 
 /// Whether something could not be measured.
 pub fn failed(pass: &Pass) -> bool {
@@ -29,7 +29,7 @@ pub enum Figure {
 }
 
 impl Figure {
-    fn of(self, cost: &Cost) -> f64 {
+    pub(super) fn of(self, cost: &Cost) -> f64 {
         match self {
             Self::Instructions => cost.ticks,
             Self::Nanoseconds => cost.ns,

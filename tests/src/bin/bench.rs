@@ -12,6 +12,7 @@ use kvmate_tests::bench::{
     inject, map,
     memory::HOLDERS,
     memory_table::{self, Figure},
+    reshape,
     sample::{self, Sampler},
     table::{self, Outcome, Pass},
     watcher::{Watcher, WATCHERS},
@@ -132,7 +133,24 @@ fn memory(mib: &str, how: &str, times: usize, figure: Figure, target: f64) -> Re
     };
     let passes: Vec<_> = (1..=times).map(pass).collect();
     let missed = memory_table::show(&passes, figure, target);
-    Ok(verdict(passes.iter().any(memory_table::failed), missed))
+    // A count is the same each time, but for a tick or two in some million.
+    let times = match figure {
+        Figure::Instructions => 1,
+        Figure::Nanoseconds => times,
+    };
+    println!("\n== Linux {release}: splitting and merging, over {mib} MiB (median of {times} passes, {how})");
+    reshape::print_knobs()?;
+    // Has every path taken once.
+    let _ = reshape::pass(8 << 20);
+    let reshapes: Vec<_> = (1..=times)
+        .map(|pass| {
+            eprintln!("bench: {release}, {how}, {pass} of {times}: splitting and merging");
+            reshape::pass(size)
+        })
+        .collect();
+    let missed = missed + reshape::show(&reshapes, figure, target);
+    let failed = passes.iter().any(memory_table::failed) || reshapes.iter().any(reshape::failed);
+    Ok(verdict(failed, missed))
 }
 
 /// Tell what a walk through stage-2 tables costs; whether it could be measured.

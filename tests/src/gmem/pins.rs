@@ -144,6 +144,20 @@ impl Hold {
     }
 }
 
+/// A folio's lock, until it is dropped.
+pub struct Locked(#[expect(dead_code, reason = "held only")] File);
+
+impl Hold {
+    /// Hold the lock of the folio at an address.
+    pub fn locked(&self, address: usize) -> std::io::Result<Locked> {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(format!("{HOLD}/locked"))?;
+        file.write_at(&(address as u64).to_ne_bytes(), 0)?;
+        Ok(Locked(file))
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Err(error) = module::unload("kvmate_hold") {
@@ -157,6 +171,7 @@ impl Drop for Hold {
 pub struct Disk {
     file: File,
     path: PathBuf,
+    backing: Map,
 }
 
 /// Its size.
@@ -183,7 +198,20 @@ impl Disk {
         Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, backing.as_raw_fd()) })
             .context("LOOP_SET_FD")?;
         let file = options.custom_flags(libc::O_DIRECT).open(&path)?;
-        Ok(Self { file, path })
+        let backing = Map::new(&backing, DISK)?;
+        let disk = Self {
+            file,
+            path,
+            backing,
+        };
+        Ok(disk)
+    }
+
+    /// Have reads and writes wait, and keep the pages that they are about, until this is dropped: who
+    /// does them, the driver's worker, waits for a page of the memory that the disk is made of.
+    pub fn stopped(&self, hold: &Hold) -> Result<Locked> {
+        self.backing.write(0, self.backing.read(0));
+        Ok(hold.locked(self.backing.address())?)
     }
 
     /// Write so much memory at an address to it, past the page cache.

@@ -111,7 +111,12 @@ pub fn map(file: &File) -> Result<Vec<Record>> {
 
 /// How often the page behind a byte of a mapping is mapped: `/proc/kpagecount`.
 pub fn mapped(map: &Map, at: usize) -> Result<u64> {
+    frame_mapped(map.frame(at)?)
+}
+
+/// How often a page frame is mapped: `/proc/kpagecount`.
+pub fn frame_mapped(frame: u64) -> Result<u64> {
     let mut count = [0; 8];
-    File::open("/proc/kpagecount")?.read_exact_at(&mut count, map.frame(at)? * 8)?;
+    File::open("/proc/kpagecount")?.read_exact_at(&mut count, frame * 8)?;
     Ok(u64::from_ne_bytes(count))
 }
