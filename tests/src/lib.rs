@@ -3,11 +3,13 @@
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`],
 //! [`binary_stats`] and [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
 //! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races happen, [`gmem`] makes memory
-//! files and holds, watches and starves them, [`tool`] runs the command-line tool.
+//! files and holds, watches and starves them, [`tool`] runs the command-line tool, [`export`]
+//! the exporter of it.
 
 pub mod bench;
 pub mod binary_stats;
 pub mod delay;
+pub mod export;
 pub mod ftrace;
 pub mod gmem;
 pub mod guest;

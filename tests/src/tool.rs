@@ -12,6 +12,13 @@ pub fn command(subcommand: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The same with arguments.
+pub fn of(subcommand: &str, arguments: &[&str]) -> Result<Command> {
+    let mut command = command(subcommand)?;
+    command.args(arguments);
+    Ok(command)
+}
+
 /// What the tool did.
 pub struct Done {
     /// Its exit status.

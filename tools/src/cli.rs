@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line: what subcommands there are. What each takes stands with it.
 
-use crate::map;
+use crate::{export, map};
 use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
@@ -18,6 +18,8 @@ pub struct Arguments {
 pub enum Command {
     /// Draw a VM's guest-physical memory: what is mapped by which size, slots, and why a page is small
     Map(map::Arguments),
+    /// Export what the module tells, for Prometheus: OpenMetrics over HTTP
+    Export(export::Arguments),
 }
 
 #[cfg(test)]
@@ -45,6 +47,10 @@ mod tests {
             "kvmate map a --page 0 --why",
             "kvmate map a --what",
             "kvmate list",
+            "kvmate export x",
+            "kvmate export --listen localhost",
+            "kvmate export --listen 127.0.0.1:65536",
+            "kvmate export --max-vms -1",
         ] {
             assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
         }

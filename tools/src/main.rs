@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate`: what the module tells, for people and for programs.
 //!
-//! [`cli`] is the command line, a module of its own each subcommand ([`map`]); [`tree`] reads the module's
+//! [`cli`] is the command line, a module of its own each subcommand ([`map`], [`export`]); [`tree`] reads the module's
 //! files in debugfs, [`table`] takes their text apart, [`units`] and [`json`] are how numbers and all of it are
 //! written. Exit status: 0 done, 1 failed, 2 the command line was wrong.
 #![forbid(unsafe_code)]
 
 mod cli;
+mod export;
 mod json;
 mod map;
 mod table;
@@ -19,6 +20,7 @@ use std::{io, process::ExitCode};
 fn main() -> ExitCode {
     let done = match cli::Arguments::parse().command {
         cli::Command::Map(asked) => map::run(&asked),
+        cli::Command::Export(asked) => export::run(&asked),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

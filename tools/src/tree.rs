@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -19,6 +20,9 @@ pub struct Process {
     /// Its name.
     pub name: String,
 }
+
+/// debugfs answers so for a file that is going; the module, for a VM that is.
+const EIO: i32 = 5;
 
 /// A VM's folder.
 #[derive(Debug)]
@@ -58,6 +62,18 @@ impl Vm {
         fs::read_to_string(self.folder.join(file)).map_err(|error| self.failed(file, &error))
     }
 
+    /// Read one of its files; none if the VM has ended, or ends.
+    pub fn read_fleeting(&self, file: &str) -> Result<Option<String>> {
+        unless_gone(fs::read_to_string(self.folder.join(file)))
+            .map_err(|error| self.failed(file, &error))
+    }
+
+    /// The numbers of its vCPUs; none if the VM has ended.
+    pub fn vcpus(&self) -> Result<Option<Vec<u32>>> {
+        let numbers = numbers_in(&self.folder, "vcpu");
+        unless_gone(numbers).map_err(|error| self.failed("", &error))
+    }
+
     /// Ask its file `lookup` for an address.
     pub fn look_up(&self, gpa: u64) -> Result<String> {
         const FILE: &str = "lookup";
@@ -78,8 +94,6 @@ impl Vm {
 
     /// What an error in reading or writing a file means, and what to do.
     fn failed(&self, file: &str, error: &io::Error) -> anyhow::Error {
-        // debugfs answers so for a file that is going; the module, for a VM that is.
-        const EIO: i32 = 5;
         let name = &self.name;
         match (error.kind(), error.raw_os_error()) {
             (ErrorKind::NotFound, _) | (_, Some(EIO)) if !self.folder.exists() => anyhow!(
@@ -105,13 +119,65 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
+/// None of what has gone, or goes.
+fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    // debugfs answers so for a file whose module is going.
+    const ENXIO: i32 = 6;
+    let gone = |error: &io::Error| {
+        error.kind() == ErrorKind::NotFound || matches!(error.raw_os_error(), Some(EIO | ENXIO))
+    };
+    match done {
+        Err(error) if gone(&error) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// The numbers behind `prefix` that make the names of folders in a folder, in order.
+fn numbers_in<T: FromStr + Ord>(folder: &Path, prefix: &str) -> io::Result<Vec<T>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        numbers.extend(number.and_then(|number| number.parse().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Read one of the module's own files; none if what it is of has gone.
+pub fn read_fleeting(file: &str) -> Result<Option<String>> {
+    let path = Path::new(DEBUGFS).join("kvmate").join(file);
+    unless_gone(fs::read_to_string(&path)).with_context(|| path.display().to_string())
+}
+
+/// Read one of the module's own files.
+pub fn read(file: &str) -> Result<String> {
+    let path = Path::new(DEBUGFS).join("kvmate").join(file);
+    fs::read_to_string(path).map_err(|error| no_tree(&error))
+}
+
+/// The inodes of all memory files.
+pub fn memory_files() -> Result<Vec<u64>> {
+    numbers_in(&Path::new(DEBUGFS).join("kvmate/gmem"), "").map_err(|error| no_tree(&error))
+}
+
+/// Whether the tree could be read if it is there: an error where it is for others only.
+pub fn may_be_read() -> Result<()> {
+    match fs::read_dir(Path::new(DEBUGFS)) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(no_tree(&error)),
+        _ => Ok(()),
+    }
+}
+
 /// The process of a thread, by `/proc`.
 fn process_of(thread: u32) -> Option<Process> {
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    // Names of tasks are any bytes.
+    let text = |path: String| Some(String::from_utf8_lossy(&fs::read(path).ok()?).into_owned());
+    let status = text(format!("/proc/{thread}/status"))?;
     let pid = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     let pid = pid.trim().parse().ok()?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    let name = name.trim_end_matches('\n').to_owned();
+    let name = text(format!("/proc/{pid}/comm"))?;
+    let name = name.strip_suffix('\n').unwrap_or(&name).to_owned();
     Some(Process { pid, name })
 }
 

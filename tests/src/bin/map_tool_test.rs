@@ -40,9 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn tool(arguments: &[&str]) -> Result<Command> {
-    let mut command = tool::command("map")?;
-    command.args(arguments);
-    Ok(command)
+    tool::of("map", arguments)
 }
 
 fn run(arguments: &[&str]) -> Result<Done> {

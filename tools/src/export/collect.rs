@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is read for a scrape: the module's tables, and for a VM's histogram its statistics.
+//!
+//! Nothing asks the VMM: tables are the module's, and a VM's descriptor is taken from the process by
+//! `pidfd_getfd(2)`, which it does not notice. Nothing stays open between scrapes: the module can go.
+
+use super::{
+    bounds::Bound,
+    metrics::Scrape,
+    model::{lines, Histogram, Line, MemoryFile, Module, Vm},
+    statistics::Statistics,
+};
+use crate::tree;
+use anyhow::{ensure, Context, Result};
+use kvmate_uapi::control::Control;
+use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
+use std::{collections::BTreeMap, os::fd::AsFd};
+
+/// How many of what are told of.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// VMs.
+    pub vms: usize,
+    /// vCPUs of each.
+    pub vcpus: usize,
+    /// Reasons, of all together.
+    pub reasons: usize,
+    /// Memory files.
+    pub files: usize,
+}
+
+/// What reads, and what it remembers from scrape to scrape.
+#[derive(Debug)]
+pub struct Collector {
+    limits: Limits,
+    vms: Bound,
+    reasons: Bound,
+    files: Bound,
+    failures: Failures,
+}
+
+/// Reads that failed though what they read was there.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u64,
+    said: String,
+}
+
+impl Failures {
+    /// Count it, and say so if it is another than the last.
+    fn add(&mut self, error: &anyhow::Error) {
+        self.count += 1;
+        let said = format!("{error:#}");
+        if said != self.said {
+            eprintln!("kvmate: error: {said}");
+            self.said = said;
+        }
+    }
+}
+
+impl Collector {
+    /// With these limits.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            vms: Bound::new(limits.vms),
+            reasons: Bound::new(limits.reasons),
+            files: Bound::new(limits.files),
+            failures: Failures::default(),
+        }
+    }
+
+    /// Read all.
+    pub fn scrape(&mut self) -> Scrape {
+        let module = self.module();
+        Scrape {
+            module,
+            failures: self.failures.count,
+        }
+    }
+
+    /// None if the module is not there, or goes meanwhile: what was read then is of VMs that seem to end.
+    fn module(&mut self) -> Option<Module> {
+        let read = |file: &str| tree::read(file).map(|text| text.trim_end().to_owned());
+        let mut module = Module {
+            version: read("version").ok()?,
+            release: read("vermagic").ok()?.split(' ').next()?.to_owned(),
+            exits: read("exits").ok()?.parse().ok(),
+            ..Module::default()
+        };
+        let vms = tree::vms().ok()?;
+        self.vms_of(&mut module, vms);
+        self.files_of(&mut module);
+        tree::read("version").ok()?;
+        Some(module)
+    }
+
+    fn vms_of(&mut self, module: &mut Module, vms: Vec<tree::Vm>) {
+        module.vm_count = vms.len();
+        module.left_out.vms = self.vms.are_there(vms.iter().map(|vm| &*vm.name));
+        let mut control = None;
+        for vm in vms.iter().filter(|vm| self.vms.tells(&vm.name)) {
+            match self.limits.vm(vm) {
+                Ok(Some(told)) => module.vms.push(told),
+                Ok(None) => module.left_out.ended += 1,
+                Err(error) => self.failures.add(&error),
+            }
+        }
+        let mut times: BTreeMap<&str, u64> = BTreeMap::new();
+        let lines = module.vms.iter().flat_map(|vm| &vm.reasons);
+        lines.for_each(|line| *times.entry(&line.reason).or_default() += line.total);
+        let mut reasons: Vec<_> = times.into_iter().collect();
+        reasons.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        module.left_out.reasons = self
+            .reasons
+            .are_there(reasons.into_iter().map(|(name, _)| name));
+        for vm in &mut module.vms {
+            let tells = |line: &Line| self.reasons.tells(&line.reason);
+            vm.reasons.retain(tells);
+            vm.vcpus
+                .iter_mut()
+                .for_each(|(_, lines)| lines.retain(tells));
+            module.left_out.vcpus += vm.vcpu_count - vm.vcpus.len();
+            if control.is_none() {
+                control = Control::open().ok();
+            }
+            let histogram = control
+                .as_ref()
+                .and_then(|control| histogram(control, vm).ok());
+            module.left_out.histograms += usize::from(histogram.is_none());
+            vm.histogram = histogram;
+        }
+    }
+
+    fn files_of(&mut self, module: &mut Module) {
+        // An older module has no such folder.
+        let files = tree::memory_files().unwrap_or_default();
+        module.file_count = files.len();
+        let names: Vec<_> = files.iter().map(u64::to_string).collect();
+        module.left_out.files = self.files.are_there(names.iter().map(|name| &**name));
+        for (inode, _) in files
+            .iter()
+            .zip(&names)
+            .filter(|(_, name)| self.files.tells(name))
+        {
+            match tree::read_fleeting(&format!("gmem/{inode}/info")) {
+                Ok(Some(info)) => match MemoryFile::new(*inode, &info) {
+                    Ok(file) => module.files.push(file),
+                    Err(error) => self
+                        .failures
+                        .add(&error.context(format!("gmem/{inode}/info"))),
+                },
+                Ok(None) => module.left_out.ended += 1,
+                Err(error) => self.failures.add(&error),
+            }
+        }
+    }
+}
+
+impl Limits {
+    /// A VM's tables; none if it ends meanwhile.
+    fn vm(&self, vm: &tree::Vm) -> Result<Option<Vm>> {
+        let read = |file: &str| -> Result<Option<Vec<Line>>> {
+            let text = vm.read_fleeting(file)?;
+            let lines = text.map(|text| lines(&text)).transpose();
+            lines.with_context(|| format!("{file} of VM {}", vm.name))
+        };
+        let (Some(ids), Some(reasons)) = (vm.vcpus()?, read("exits")?) else {
+            return Ok(None);
+        };
+        let mut vcpus = Vec::new();
+        for &id in ids.iter().take(self.vcpus) {
+            let Some(lines) = read(&format!("vcpu{id}/exits"))? else {
+                return Ok(None);
+            };
+            vcpus.push((id, lines));
+        }
+        Ok(Some(Vm {
+            name: vm.name.clone(),
+            process: vm.process.clone(),
+            vcpu_count: ids.len(),
+            exits: reasons.iter().map(|line| line.count).sum(),
+            reasons,
+            vcpus,
+            histogram: None,
+        }))
+    }
+}
+
+/// How long a VM's exits took, by its statistics.
+fn histogram(control: &Control, vm: &Vm) -> Result<Histogram> {
+    // `<pid>-x<number>` has none: its VMM gave KVM's name for it to another.
+    let (_, descriptor) = vm.name.split_once('-').context("no descriptor")?;
+    let process = vm.process.as_ref().context("its process has ended")?;
+    let pid = Pid::from_raw(process.pid.try_into()?).context("no process")?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let taken = pidfd_getfd(&process, descriptor.parse()?, PidfdGetfdFlags::empty())?;
+    let statistics = control.vm_stats(taken.as_fd())?;
+    // The process may have put another there.
+    drop(taken);
+    let statistics = Statistics::read(&statistics)?;
+    let id = format!("kvmate-{}", vm.name);
+    ensure!(statistics.id() == Some(id.as_bytes()), "another VM's");
+    Ok(Histogram::new(
+        statistics.number("exit_ns")?,
+        &statistics.get("exit_hist")?,
+    ))
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a scrape has read: values only. [`super::collect`] reads them, [`super::metrics`] writes them.
+
+use crate::{table::Table, tree::Process};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+/// What the loaded module tells.
+#[derive(Debug, Default)]
+pub struct Module {
+    /// Its version.
+    pub version: String,
+    /// The kernel it was built for.
+    pub release: String,
+    /// Exits of all VMs since load; none without kvm.
+    pub exits: Option<u64>,
+    /// How many VMs there are.
+    pub vm_count: usize,
+    /// Those that are told of.
+    pub vms: Vec<Vm>,
+    /// How many memory files there are.
+    pub file_count: usize,
+    /// Those that are told of.
+    pub files: Vec<MemoryFile>,
+    /// What is there and not told of.
+    pub left_out: LeftOut,
+}
+
+/// What is there and not told of, in this scrape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// VMs beyond the bound.
+    pub vms: usize,
+    /// vCPUs beyond the bound, of the VMs that are told of.
+    pub vcpus: usize,
+    /// Reasons beyond the bound, whosever.
+    pub reasons: usize,
+    /// Memory files beyond the bound.
+    pub files: usize,
+    /// VMs and memory files that ended while they were read.
+    pub ended: usize,
+    /// VMs whose descriptor could not be taken, so that there is no histogram.
+    pub histograms: usize,
+}
+
+/// A VM.
+#[derive(Debug, Default)]
+pub struct Vm {
+    /// KVM's name for it.
+    pub name: String,
+    /// Whose it is.
+    pub process: Option<Process>,
+    /// How many vCPUs it has.
+    pub vcpu_count: usize,
+    /// Exits of all vCPUs, for all reasons, also of what is left out.
+    pub exits: u64,
+    /// By reason.
+    pub reasons: Vec<Line>,
+    /// By vCPU and reason.
+    pub vcpus: Vec<(u32, Vec<Line>)>,
+    /// How long its exits took.
+    pub histogram: Option<Histogram>,
+}
+
+/// A line of a table `exits`; times in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Why.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+    /// How long together.
+    pub total: u64,
+    /// At 500, 990 and 999 thousandths.
+    pub percentiles: [u64; 3],
+    /// The longest.
+    pub max: u64,
+}
+
+/// A table `exits`.
+pub fn lines(text: &str) -> Result<Vec<Line>> {
+    let table = Table::new(text)?;
+    let rows = table.rows().map(|row| {
+        let row = row?;
+        Ok(Line {
+            reason: row.get("reason")?.to_owned(),
+            count: row.number("count")?,
+            total: row.number("total_ns")?,
+            percentiles: [
+                row.number("p50_ns")?,
+                row.number("p99_ns")?,
+                row.number("p999_ns")?,
+            ],
+            max: row.number("max_ns")?,
+        })
+    });
+    rows.collect()
+}
+
+/// A memory file.
+#[derive(Debug, Default)]
+pub struct MemoryFile {
+    /// Its inode's number.
+    pub inode: u64,
+    /// Its numbers, by their names in `info`.
+    pub numbers: BTreeMap<String, u64>,
+}
+
+impl MemoryFile {
+    /// From `info`.
+    pub fn new(inode: u64, info: &str) -> Result<Self> {
+        let numbers = info.lines().map(|line| {
+            let (name, number) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
+            let number = number.parse().with_context(|| format!("{line:?}"))?;
+            Ok((name.to_owned(), number))
+        });
+        Ok(Self {
+            inode,
+            numbers: numbers.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Those whose names begin so, by the number behind it.
+    pub fn by_order<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (u32, u64)> + 'a {
+        let numbers = self.numbers.iter();
+        let mut all: Vec<_> = numbers
+            .filter_map(|(key, &number)| Some((key.strip_prefix(name)?.parse().ok()?, number)))
+            .collect();
+        all.sort_unstable();
+        all.into_iter()
+    }
+}
+
+/// A histogram of times.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    /// All together, in nanoseconds.
+    pub sum: u64,
+    /// How many of them there are.
+    pub count: u64,
+    /// How many took less than these nanoseconds, and not less than the bound before; `None`: the rest.
+    pub buckets: Vec<(Option<u64>, u64)>,
+}
+
+impl Histogram {
+    /// The first bound and the last: no exit is shorter, and hardly one is longer.
+    const BOUNDS: [u32; 2] = [8, 36];
+
+    /// Of KVM's logarithmic form: the number at `i` is of what is below 2^`i` and not below half of that.
+    /// What is outside of the bounds is put together, for each bucket is a series.
+    pub fn new(sum: u64, logarithmic: &[u64]) -> Self {
+        let [first, last] = Self::BOUNDS;
+        let mut buckets: Vec<_> = (first..=last).map(|bits| (Some(1 << bits), 0)).collect();
+        buckets.push((None, 0));
+        for (bits, &count) in logarithmic.iter().enumerate() {
+            let at = bits.saturating_sub(first as usize).min(buckets.len() - 1);
+            buckets[at].1 += count;
+        }
+        Self {
+            sum,
+            count: logarithmic.iter().sum(),
+            buckets,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table() -> Result<()> {
+        let text = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns\n\
+                    io 3 600 200 190 290 291 300\nhlt 1 0 0 0 0 0 0\n";
+        let lines = lines(text)?;
+        assert_eq!(lines.len(), 2);
+        let io = Line {
+            reason: "io".into(),
+            count: 3,
+            total: 600,
+            percentiles: [190, 290, 291],
+            max: 300,
+        };
+        assert_eq!(lines[0], io);
+        assert!(super::lines("reason count\nio 3\n").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file() -> Result<()> {
+        let text = "size 4096\nfolios_order0 5\nfolios_order9 2\nfolios_order10 1\n";
+        let file = MemoryFile::new(7, text)?;
+        assert_eq!(file.numbers["size"], 4096);
+        let folios: Vec<_> = file.by_order("folios_order").collect();
+        assert_eq!(folios, [(0, 5), (9, 2), (10, 1)]);
+        assert!(MemoryFile::new(7, "size\n").is_err());
+        assert!(MemoryFile::new(7, "size x\n").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn buckets() {
+        let mut logarithmic = [0; 48];
+        for (bits, count) in [(0, 1), (8, 2), (9, 4), (36, 8), (37, 16), (47, 32)] {
+            logarithmic[bits] = count;
+        }
+        let histogram = Histogram::new(99, &logarithmic);
+        assert_eq!((histogram.sum, histogram.count), (99, 63));
+        assert_eq!(histogram.buckets.len(), 30);
+        assert_eq!(histogram.buckets[0], (Some(256), 3));
+        assert_eq!(histogram.buckets[1], (Some(512), 4));
+        assert_eq!(histogram.buckets[28], (Some(1 << 36), 8));
+        assert_eq!(histogram.buckets[29], (None, 48));
+    }
+}
