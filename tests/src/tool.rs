@@ -2,7 +2,8 @@
 //! The tool `kvmate`, run as a user runs it.
 
 use crate::ensure_eq;
-use anyhow::{ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
+use serde_json::Value;
 use std::process::Command;
 
 /// A subcommand of it.
@@ -17,6 +18,45 @@ pub fn of(subcommand: &str, arguments: &[&str]) -> Result<Command> {
     let mut command = command(subcommand)?;
     command.args(arguments);
     Ok(command)
+}
+
+/// A subcommand, with these arguments, run to its end.
+pub fn run(subcommand: &str, arguments: &[&str]) -> Result<Done> {
+    let mut command = command(subcommand)?;
+    command.args(arguments);
+    Done::of(command)
+}
+
+/// What it gives with `--json`, which has to be of the form that is promised.
+pub fn json(subcommand: &str, arguments: &[&str]) -> Result<Value> {
+    let mut command = command(subcommand)?;
+    command.args(arguments).arg("--json");
+    valid(subcommand, &Done::of(command)?.well()?)
+}
+
+/// The schemas of what `--json` gives, as they are committed.
+pub const SCHEMAS: &[(&str, &str)] = &[
+    ("list", include_str!("../../tools/schema/list.json")),
+    ("exits", include_str!("../../tools/schema/exits.json")),
+    ("times", include_str!("../../tools/schema/times.json")),
+    ("msr", include_str!("../../tools/schema/msr.json")),
+    ("faults", include_str!("../../tools/schema/faults.json")),
+    ("irq", include_str!("../../tools/schema/irq.json")),
+    ("vcpus", include_str!("../../tools/schema/vcpus.json")),
+    ("snapshot", include_str!("../../tools/schema/snapshot.json")),
+    ("map", include_str!("../../tools/schema/map.json")),
+    ("map-page", include_str!("../../tools/schema/map-page.json")),
+];
+
+/// A document, if it is as a schema says.
+pub fn valid(schema: &str, text: &str) -> Result<Value> {
+    let found = SCHEMAS.iter().find(|(name, _)| *name == schema);
+    let (_, rules) = found.with_context(|| format!("no schema {schema}"))?;
+    let rules = serde_json::from_str(rules)?;
+    let document = serde_json::from_str(text).with_context(|| text.to_owned())?;
+    jsonschema::validate(&rules, &document)
+        .map_err(|error| anyhow!("{schema} at {}: {error}", error.instance_path()))?;
+    Ok(document)
 }
 
 /// What the tool did.

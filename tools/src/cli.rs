@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line: what subcommands there are. What each takes stands with it.
 
-use crate::{export, map};
+use crate::{export, list, map, schema, snapshot, tables};
 use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
@@ -16,10 +16,34 @@ pub struct Arguments {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// List VMs: whose they are, vCPUs, memory, exits per second
+    List(list::Arguments),
+    /// Why guests exited, how often, and how long until they went on
+    #[command(after_help = tables::EXITS)]
+    Exits(tables::Arguments),
+    /// Where the time of exits went: user space, halted, waiting for a CPU, the kernel
+    #[command(after_help = tables::TIMES)]
+    Times(tables::Arguments),
+    /// Which MSRs guests accessed
+    #[command(after_help = tables::MSR)]
+    Msr(tables::Arguments),
+    /// Page faults that made guests exit: of what kind, in which memslots, where most
+    #[command(after_help = tables::FAULTS)]
+    Faults(tables::Arguments),
+    /// Interrupts by vector: injected, accepted, ended
+    #[command(after_help = tables::IRQ)]
+    Irq(tables::Arguments),
+    /// What each vCPU is doing now
+    #[command(after_help = tables::VCPUS)]
+    Vcpus(tables::Vcpus),
+    /// All that is known of a VM at one moment, for one that hangs
+    Snapshot(snapshot::Arguments),
     /// Draw a VM's guest-physical memory: what is mapped by which size, slots, and why a page is small
     Map(map::Arguments),
     /// Export what the module tells, for Prometheus: OpenMetrics over HTTP
     Export(export::Arguments),
+    /// Print the JSON schema of what a subcommand's --json gives
+    Schema(schema::Arguments),
 }
 
 #[cfg(test)]
@@ -36,6 +60,9 @@ mod tests {
     fn what_excludes_what() {
         let parse = |text: &str| Arguments::try_parse_from(text.split(' '));
         assert!(parse("kvmate map 101-4").is_ok());
+        assert!(parse("kvmate list --interval 0 --json").is_ok());
+        assert!(parse("kvmate exits").is_ok());
+        assert!(parse("kvmate irq a --vcpu 0 --watch 0.5 --json").is_ok());
         assert!(parse("kvmate map 101-4 --json --why").is_ok());
         assert!(parse("kvmate map 101-4 --page 2M --json").is_ok());
         for text in [
@@ -51,6 +78,15 @@ mod tests {
             "kvmate export --listen localhost",
             "kvmate export --listen 127.0.0.1:65536",
             "kvmate export --max-vms -1",
+            "kvmate list x",
+            "kvmate list --interval x",
+            "kvmate list --interval 1 --watch 1",
+            "kvmate snapshot",
+            "kvmate exits --vcpu 0",
+            "kvmate exits a --vcpu x",
+            "kvmate exits a --watch",
+            "kvmate exits a --watch 0",
+            "kvmate vcpus a --vcpu 0",
         ] {
             assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
         }

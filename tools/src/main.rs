@@ -1,26 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate`: what the module tells, for people and for programs.
 //!
-//! [`cli`] is the command line, a module of its own each subcommand ([`map`], [`export`]); [`tree`] reads the module's
-//! files in debugfs, [`table`] takes their text apart, [`units`] and [`json`] are how numbers and all of it are
-//! written. Exit status: 0 done, 1 failed, 2 the command line was wrong.
+//! [`cli`] is the command line, a module of its own each subcommand ([`list`], [`map`], [`export`], …) or several that are
+//! alike ([`tables`]); [`tree`] reads the module's files in debugfs, [`table`] takes their text apart,
+//! [`records`] are their rows; [`watch`] is how often it is told, [`columns`], [`units`] and [`json`]
+//! ([`schema`]) how. Exit status: 0 done, 1 failed, 2 the command line was wrong.
 #![forbid(unsafe_code)]
 
 mod cli;
+mod columns;
 mod export;
 mod json;
+mod list;
 mod map;
+mod records;
+mod schema;
+mod snapshot;
 mod table;
+mod tables;
 mod tree;
 mod units;
+mod watch;
 
 use clap::Parser;
 use std::{io, process::ExitCode};
 
 fn main() -> ExitCode {
     let done = match cli::Arguments::parse().command {
+        cli::Command::List(asked) => list::run(&asked),
+        cli::Command::Exits(asked) => tables::run::<records::Exit>(&asked),
+        cli::Command::Times(asked) => tables::run::<records::Time>(&asked),
+        cli::Command::Msr(asked) => tables::run::<records::Msr>(&asked),
+        cli::Command::Faults(asked) => tables::run::<records::Fault>(&asked),
+        cli::Command::Irq(asked) => tables::run::<records::Irq>(&asked),
+        cli::Command::Vcpus(asked) => tables::run_vcpus(&asked),
+        cli::Command::Snapshot(asked) => snapshot::run(&asked),
         cli::Command::Map(asked) => map::run(&asked),
         cli::Command::Export(asked) => export::run(&asked),
+        cli::Command::Schema(asked) => schema::run(&asked),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

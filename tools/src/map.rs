@@ -8,18 +8,22 @@ mod page;
 mod why;
 
 use crate::{
-    json,
-    tree::{self, Vm},
-    units,
+    json::{self, OfVm},
+    tree, units,
 };
 use anyhow::Result;
 use clap::Args;
-use model::Map;
+pub use model::Map;
+pub use page::Page;
 use std::io::Write;
 
 /// What it takes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  kvmate map qemu --why          of the only VM of a process with that in its name
+  kvmate map 101-4 --page 1030M
+  kvmate map 101-4 --json | jq '[.ranges[] | select(.kind == \"leaf\") | .size] | add'
 Colours are for terminals only; NO_COLOR=1 switches them off, CLICOLOR_FORCE=1 on.
 Exit status: 0 done, 1 failed, 2 wrong usage. tools/json.md documents --json.")]
 pub struct Arguments {
@@ -44,9 +48,9 @@ pub fn run(asked: &Arguments) -> Result<()> {
     match asked.page {
         Some(gpa) => {
             let text = vm.look_up(gpa)?;
-            let page = page::Page::new(&text)?;
+            let page = Page::new(&text)?;
             if asked.json {
-                json::vm(&mut out, &vm, &page)?;
+                json::pretty(&mut out, &OfVm::new(&vm, &page))?;
             } else {
                 page.tell(&mut out)?;
             }
@@ -54,9 +58,9 @@ pub fn run(asked: &Arguments) -> Result<()> {
         None => {
             let map = Map::read(&vm)?;
             if asked.json {
-                json::vm(&mut out, &vm, &map)?;
+                json::pretty(&mut out, &OfVm::new(&vm, &map))?;
             } else {
-                title(&mut out, &vm)?;
+                writeln!(out, "{}", vm.title())?;
                 grid::draw(&mut out, &map)?;
                 if asked.why {
                     why::tell(&mut out, &map)?;
@@ -65,13 +69,5 @@ pub fn run(asked: &Arguments) -> Result<()> {
         }
     }
     out.flush()?;
-    Ok(())
-}
-
-fn title(out: &mut impl Write, vm: &Vm) -> Result<()> {
-    match &vm.process {
-        Some(process) => writeln!(out, "VM {} of {} ({})", vm.name, process.name, process.pid)?,
-        None => writeln!(out, "VM {}", vm.name)?,
-    }
     Ok(())
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The text of the module's tables, taken apart: a line of columns' names, then a line a row.
+//! The text of the module's tables, taken apart: maybe lines with `#`, a line of columns' names, then a line
+//! a row.
 
 use anyhow::{ensure, Context, Result};
 
@@ -19,7 +20,9 @@ impl<'a> Table<'a> {
     /// Of a text.
     pub fn new(text: &'a str) -> Result<Self> {
         let mut lines = text.lines();
-        let columns = lines.next().context("it has no line of columns")?;
+        // Some say something of themselves before.
+        let columns = lines.find(|line| !line.starts_with('#'));
+        let columns = columns.context("it has no line of columns")?;
         Ok(Self {
             columns: columns.split(' ').collect(),
             lines,
@@ -54,7 +57,7 @@ impl<'t> Row<'t> {
     pub fn get(&self, column: &str) -> Result<&'t str> {
         let at = self.columns.iter().position(|name| *name == column);
         at.map(|at| self.cells[at]).with_context(|| {
-            format!("there is no column {column}: the module is of another version")
+            format!("there is no column {column}: the loaded module is of another version; install the one that came with this tool")
         })
     }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The module's files in debugfs: which VMs there are, and what is told of one.
 
+use crate::columns::printable;
 use anyhow::{anyhow, bail, Context, Result};
 use std::{
-    fs,
+    fmt, fs,
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     str::FromStr,
@@ -23,9 +24,11 @@ pub struct Process {
 
 /// debugfs answers so for a file that is going; the module, for a VM that is.
 const EIO: i32 = 5;
+/// And so while the module goes.
+const ENXIO: i32 = 6;
 
 /// A VM's folder.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Vm {
     folder: PathBuf,
     /// The folder's name: KVM's name for the VM.
@@ -52,8 +55,41 @@ impl Vm {
 
     fn told(&self) -> String {
         match &self.process {
-            Some(process) => format!("{} ({}, {})", self.name, process.name, process.pid),
+            Some(process) => format!(
+                "{} ({}, {})",
+                self.name,
+                printable(&process.name),
+                process.pid
+            ),
             None => self.name.clone(),
+        }
+    }
+
+    /// What stands above what is told of it.
+    pub fn title(&self) -> String {
+        let process = self.process.as_ref();
+        let name = process.map(|process| process.name.as_str());
+        title(&self.name, process.map(|process| process.pid), name)
+    }
+
+    /// The numbers of its vCPUs.
+    pub fn vcpus(&self) -> Result<Vec<u32>> {
+        // There is a file `vcpus`, too.
+        numbers_in(&self.folder, "vcpu").map_err(|error| self.failed(".", &error))
+    }
+
+    /// See that it has that vCPU.
+    pub fn has(&self, vcpu: u32) -> Result<()> {
+        let vcpus = self.vcpus()?;
+        let all: Vec<_> = vcpus.iter().map(u32::to_string).collect();
+        match vcpus.binary_search(&vcpu) {
+            Ok(_) => Ok(()),
+            Err(_) if vcpus.is_empty() => bail!("VM {} has no vCPU yet", self.name),
+            Err(_) => bail!(
+                "VM {} has no vCPU {vcpu}; it has: {}",
+                self.name,
+                all.join(", ")
+            ),
         }
     }
 
@@ -64,14 +100,7 @@ impl Vm {
 
     /// Read one of its files; none if the VM has ended, or ends.
     pub fn read_fleeting(&self, file: &str) -> Result<Option<String>> {
-        unless_gone(fs::read_to_string(self.folder.join(file)))
-            .map_err(|error| self.failed(file, &error))
-    }
-
-    /// The numbers of its vCPUs; none if the VM has ended.
-    pub fn vcpus(&self) -> Result<Option<Vec<u32>>> {
-        let numbers = numbers_in(&self.folder, "vcpu");
-        unless_gone(numbers).map_err(|error| self.failed("", &error))
+        there(fs::read_to_string(self.folder.join(file))).map_err(|error| self.failed(file, &error))
     }
 
     /// Ask its file `lookup` for an address.
@@ -94,12 +123,20 @@ impl Vm {
 
     /// What an error in reading or writing a file means, and what to do.
     fn failed(&self, file: &str, error: &io::Error) -> anyhow::Error {
+        self.meant(file, error, Path::new(MODULE).exists())
+    }
+
+    /// The same, whether the module is loaded or not.
+    fn meant(&self, file: &str, error: &io::Error, loaded: bool) -> anyhow::Error {
         let name = &self.name;
         match (error.kind(), error.raw_os_error()) {
-            (ErrorKind::NotFound, _) | (_, Some(EIO)) if !self.folder.exists() => anyhow!(
+            (_, Some(ENXIO)) => not_loaded(),
+            (ErrorKind::NotFound, _) if !loaded => not_loaded(),
+            (ErrorKind::NotFound, _) | (_, Some(EIO)) if !self.folder.exists() => Gone(format!(
                 "VM {name} has ended: {DEBUGFS}/kvmate/ended has its totals, {DEBUGFS}/kvmate/vms those that run"
-            ),
-            (_, Some(EIO)) => anyhow!("VM {name} is ending"),
+            ))
+            .into(),
+            (_, Some(EIO)) => Gone(format!("VM {name} is ending")).into(),
             (ErrorKind::NotFound, _) => anyhow!(
                 "there is no {}: the loaded module is of another version; install the one that came with this tool",
                 self.folder.join(file).display()
@@ -113,6 +150,48 @@ impl Vm {
     }
 }
 
+/// The VM has gone, or is going.
+#[derive(Debug)]
+struct Gone(String);
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Gone {}
+
+/// What was read of a VM; `None` if that has gone.
+pub fn unless_gone<T>(read: Result<T>) -> Option<Result<T>> {
+    match read {
+        Err(error) if error.is::<Gone>() => None,
+        read => Some(read),
+    }
+}
+
+/// What stands above what is told of a VM.
+pub fn title(vm: &str, pid: Option<u32>, process: Option<&str>) -> String {
+    match (pid, process) {
+        (Some(pid), Some(process)) => format!("VM {vm} of {} ({pid})", printable(process)),
+        _ => format!("VM {vm}"),
+    }
+}
+
+/// What to do if nothing is recorded because a knob is 0.
+pub fn recorded_with(knob: &str) -> Option<String> {
+    let path = format!("{DEBUGFS}/kvmate/knobs/{knob}");
+    match fs::read_to_string(&path) {
+        Ok(value) if value.trim_end() == "0" => Some(format!(
+            "knobs/{knob} is 0, so nothing is recorded: echo 1 > {path}"
+        )),
+        Ok(_) => None,
+        Err(error) => Some(format!(
+            "{path}: {error}: if it is 0, nothing is recorded; insmod kvmate.ko {knob}=1 sets it, too"
+        )),
+    }
+}
+
 /// Write to a file by one `write()`. `fs::write()` would make one that is gone, and be told EACCES.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).open(path)?;
@@ -120,9 +199,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// None of what has gone, or goes.
-fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
-    // debugfs answers so for a file whose module is going.
-    const ENXIO: i32 = 6;
+fn there<T>(done: io::Result<T>) -> io::Result<Option<T>> {
     let gone = |error: &io::Error| {
         error.kind() == ErrorKind::NotFound || matches!(error.raw_os_error(), Some(EIO | ENXIO))
     };
@@ -147,7 +224,7 @@ fn numbers_in<T: FromStr + Ord>(folder: &Path, prefix: &str) -> io::Result<Vec<T
 /// Read one of the module's own files; none if what it is of has gone.
 pub fn read_fleeting(file: &str) -> Result<Option<String>> {
     let path = Path::new(DEBUGFS).join("kvmate").join(file);
-    unless_gone(fs::read_to_string(&path)).with_context(|| path.display().to_string())
+    there(fs::read_to_string(&path)).with_context(|| path.display().to_string())
 }
 
 /// Read one of the module's own files.
@@ -201,15 +278,17 @@ pub fn find(asked: &str) -> Result<Vm> {
     Ok(vms.swap_remove(at))
 }
 
+fn not_loaded() -> anyhow::Error {
+    anyhow!("the module kvmate is not loaded: insmod kvmate.ko, or modprobe kvmate")
+}
+
 /// Why there is no tree, and what to do.
 fn no_tree(error: &io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::PermissionDenied => {
             anyhow!("{DEBUGFS} cannot be read: this needs root (sudo kvmate ...)")
         }
-        ErrorKind::NotFound if !Path::new(MODULE).exists() => {
-            anyhow!("the module kvmate is not loaded: insmod kvmate.ko, or modprobe kvmate")
-        }
+        ErrorKind::NotFound if !Path::new(MODULE).exists() => not_loaded(),
         ErrorKind::NotFound => {
             anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}")
         }
@@ -301,16 +380,21 @@ mod tests {
     #[test]
     fn causes_and_next_steps() {
         let vm = vm("1-1", None);
-        for (errno, part) in [
-            (2, "has ended"),
-            (5, "has ended"),
-            (13, "root"),
-            (12, "memory"),
+        for (errno, loaded, part) in [
+            (2, true, "has ended"),
+            (2, false, "is not loaded"),
+            (5, true, "has ended"),
+            (6, true, "is not loaded"),
+            (13, true, "root"),
+            (12, true, "memory"),
         ] {
-            let said = vm
-                .failed("stage2", &io::Error::from_raw_os_error(errno))
-                .to_string();
-            assert!(said.contains(part), "{said}");
+            let error = io::Error::from_raw_os_error(errno);
+            let said = vm.meant("stage2", &error, loaded);
+            // Of those that have gone a list says nothing.
+            let skipped = part == "has ended";
+            let said = said.context("VMs");
+            assert!(format!("{said:#}").contains(part), "{said:#}");
+            assert_eq!(unless_gone::<()>(Err(said)).is_none(), skipped);
         }
         let said = no_tree(&io::Error::from_raw_os_error(13)).to_string();
         assert!(said.contains("root"), "{said}");

@@ -44,6 +44,47 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// A number with a comma before each three digits.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// How often in a second.
+pub fn rate(number: f64) -> String {
+    if number < 1000.0 {
+        format!("{number:.1}")
+    } else {
+        count(number.round() as u64)
+    }
+}
+
+/// A length of time in nanoseconds, by three digits.
+pub fn duration(ns: u64) -> String {
+    let units = [("ns", 1), ("us", 1000), ("ms", 1_000_000)];
+    let unit = units.into_iter().find(|&(_, unit)| ns / unit < 1000);
+    let (letters, unit) = unit.unwrap_or(("s", 1_000_000_000));
+    let (whole, rest) = (ns / unit, (ns % unit) * 100 / unit);
+    match whole {
+        _ if unit == 1 => format!("{ns}{letters}"),
+        0..10 => format!("{whole}.{rest:02}{letters}"),
+        10..100 => format!("{whole}.{}{letters}", rest / 10),
+        _ => format!("{}{letters}", count(whole)),
+    }
+}
+
+/// A length of time as numbers are told in JSON.
+pub fn nanoseconds(length: std::time::Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +142,42 @@ mod tests {
             (1 << 51, "2048T"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn counts_and_rates() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (123_456, "123,456"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(count(number), text);
+        }
+        assert_eq!(
+            [rate(0.0), rate(999.94), rate(1000.0), rate(12345.6)],
+            ["0.0", "999.9", "1,000", "12,346"]
+        );
+    }
+
+    #[test]
+    fn durations() {
+        for (ns, text) in [
+            (0, "0ns"),
+            (999, "999ns"),
+            (1000, "1.00us"),
+            (12_345, "12.3us"),
+            (999_999, "999us"),
+            (1_050_000, "1.05ms"),
+            (21_800_000, "21.8ms"),
+            (999_999_999, "999ms"),
+            (1_000_000_000, "1.00s"),
+            (3_600_000_000_000, "3,600s"),
+            (u64::MAX, "18,446,744,073s"),
+        ] {
+            assert_eq!(duration(ns), text);
         }
     }
 }

@@ -44,7 +44,7 @@ fn tool(arguments: &[&str]) -> Result<Command> {
 }
 
 fn run(arguments: &[&str]) -> Result<Done> {
-    Done::of(tool(arguments)?)
+    tool::run("map", arguments)
 }
 
 /// A guest with a slot of small pages, of which some are there, and one of large ones.
@@ -123,7 +123,7 @@ fn why() -> Result<()> {
 fn json() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (guest, regions) = known()?;
-    let told: Value = serde_json::from_str(&run(&[&guest.name, "--json"])?.well()?)?;
+    let told = tool::json("map", &[&guest.name])?;
     ensure_eq!(told["version"], 1, "version");
     ensure_eq!(told["vm"], guest.name.as_str(), "vm");
     ensure_eq!(told["pid"], std::process::id(), "pid");
@@ -177,7 +177,7 @@ fn page() -> Result<()> {
         }
     }
     let json = run(&[&guest.name, "--json", "--page", "1026M"])?.well()?;
-    let json: Value = serde_json::from_str(&json)?;
+    let json = tool::valid("map-page", &json)?;
     ensure_eq!(json["page"]["pfn"], told.number("pfn")?, "pfn");
     ensure_eq!(json["page"]["why"], "host-4k", "why");
     let text = run(&[&guest.name, "--page", "3G"])?.well()?;

@@ -7,11 +7,12 @@ use crate::{
     tree::Vm,
 };
 use anyhow::{Context, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// All of it.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Map {
     pub slots: Vec<Slot>,
     pub roots: Vec<Root>,
@@ -19,7 +20,7 @@ pub struct Map {
 }
 
 /// A memslot.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Slot {
     pub address_space: u64,
     pub slot: u64,
@@ -37,7 +38,7 @@ pub struct Slot {
 }
 
 /// The tables that some of its vCPUs use.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Root {
     pub root: u64,
     pub mode: String,
@@ -50,7 +51,7 @@ pub struct Root {
 }
 
 /// What was met at a level.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Level {
     pub level: u64,
     pub tables: u64,
@@ -65,7 +66,7 @@ pub struct Level {
 }
 
 /// Consecutive entries of the same kind.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Range {
     pub root: u64,
     pub kind: String,

@@ -3,8 +3,12 @@
 
 use crate::table::number;
 use anyhow::{Context, Result};
+use schemars::{json_schema, JsonSchema, Schema, SchemaGenerator};
 use serde::{ser::SerializeMap, Serialize, Serializer};
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 /// The facts, in the module's order. In JSON they are an object, `page`; what is a number is one.
 #[derive(Debug)]
@@ -72,6 +76,28 @@ impl Serialize for Page {
         let mut map = to.serialize_map(Some(1))?;
         map.serialize_entry("page", &Facts(self))?;
         map.end()
+    }
+}
+
+impl JsonSchema for Page {
+    fn schema_name() -> Cow<'static, str> {
+        "Page".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "properties": {
+                "page": {
+                    "type": "object",
+                    "description": "The facts of the VM's file `lookup`, under their names there.",
+                    "properties": { "gpa": { "type": "integer" } },
+                    "required": ["gpa"],
+                    "additionalProperties": { "type": ["integer", "string"] }
+                }
+            },
+            "required": ["page"]
+        })
     }
 }
 
