@@ -3,8 +3,8 @@
 //! guests on real KVM, [`module`] loads kvmate, [`table`] and [`seen`] read its tables, [`stats`],
 //! [`binary_stats`] and [`trace`] ask KVM itself, [`oracle`] compares, [`poke`] and [`way`] inject, [`traced`] tells what went
 //! into KVM's chips, [`storm`] has many VMs at once, [`delay`] makes races happen, [`gmem`] makes memory
-//! files and holds, watches and starves them, [`tool`] runs the command-line tool, [`export`]
-//! the exporter of it.
+//! files and holds, watches and starves them, [`tool`] runs the command-line tool, on a
+//! [`terminal`] if it is to have one, [`export`] the exporter of it.
 
 pub mod bench;
 pub mod binary_stats;
@@ -24,6 +24,7 @@ pub mod snapshot;
 pub mod stats;
 pub mod storm;
 pub mod table;
+pub mod terminal;
 pub mod tool;
 pub mod trace;
 pub mod traced;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tool `kvmate`, run as a user runs it.
 
+pub mod top;
+
 use crate::ensure_eq;
 use anyhow::{anyhow, ensure, Context, Result};
 use serde_json::Value;

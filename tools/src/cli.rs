@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line: what subcommands there are. What each takes stands with it.
 
-use crate::{export, list, map, schema, snapshot, tables};
+use crate::{export, list, map, schema, snapshot, tables, top};
 use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
@@ -44,6 +44,8 @@ pub enum Command {
     Export(export::Arguments),
     /// Print the JSON schema of what a subcommand's --json gives
     Schema(schema::Arguments),
+    /// Watch VMs, vCPUs and exit reasons on the full screen
+    Top(top::Arguments),
 }
 
 #[cfg(test)]
@@ -65,6 +67,8 @@ mod tests {
         assert!(parse("kvmate irq a --vcpu 0 --watch 0.5 --json").is_ok());
         assert!(parse("kvmate map 101-4 --json --why").is_ok());
         assert!(parse("kvmate map 101-4 --page 2M --json").is_ok());
+        assert!(parse("kvmate top").is_ok());
+        assert!(parse("kvmate top 101-4 --interval 0.5").is_ok());
         for text in [
             "kvmate",
             "kvmate map",
@@ -87,6 +91,9 @@ mod tests {
             "kvmate exits a --watch",
             "kvmate exits a --watch 0",
             "kvmate vcpus a --vcpu 0",
+            "kvmate top a b",
+            "kvmate top --interval 0",
+            "kvmate top --interval x",
         ] {
             assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
         }

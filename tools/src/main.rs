@@ -18,6 +18,7 @@ mod schema;
 mod snapshot;
 mod table;
 mod tables;
+mod top;
 mod tree;
 mod units;
 mod watch;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         cli::Command::Map(asked) => map::run(&asked),
         cli::Command::Export(asked) => export::run(&asked),
         cli::Command::Schema(asked) => schema::run(&asked),
+        cli::Command::Top(asked) => top::run(&asked),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -85,6 +85,27 @@ pub fn nanoseconds(length: std::time::Duration) -> u64 {
     u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// A time of so many nanoseconds, to three digits.
+pub fn time(ns: u64) -> String {
+    let units = [("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9)];
+    // Below 999.5 it is rounded to three digits.
+    let unit = units.iter().find(|(_, unit)| ns as f64 / unit < 999.5);
+    match unit {
+        Some((name, 1.0)) => format!("{ns}{name}"),
+        Some((name, unit)) => format!("{}{name}", digits(ns as f64 / unit)),
+        None => format!("{:.0}s", ns as f64 / 1e9),
+    }
+}
+
+/// A number to three digits, as long as it has no more before the point.
+fn digits(number: f64) -> String {
+    match number {
+        n if n < 9.995 => format!("{n:.2}"),
+        n if n < 99.95 => format!("{n:.1}"),
+        n => format!("{n:.0}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +199,28 @@ mod tests {
             (u64::MAX, "18,446,744,073s"),
         ] {
             assert_eq!(duration(ns), text);
+        }
+    }
+
+    #[test]
+    fn times_have_three_digits() {
+        for (ns, text) in [
+            (0, "0ns"),
+            (7, "7ns"),
+            (999, "999ns"),
+            (1000, "1.00us"),
+            (9994, "9.99us"),
+            (9995, "10.0us"),
+            (19_721, "19.7us"),
+            (99_949, "99.9us"),
+            (99_950, "100us"),
+            (999_499, "999us"),
+            (999_500, "1.00ms"),
+            (183_017_000, "183ms"),
+            (1_500_000_000, "1.50s"),
+            (7_200_000_000_000, "7200s"),
+        ] {
+            assert_eq!(time(ns), text);
         }
     }
 }
