@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line: what subcommands there are. What each takes stands with it.
 
-use crate::{export, list, map, schema, snapshot, tables, top};
+use crate::{doctor, export, list, map, schema, snapshot, tables, top};
 use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
@@ -44,6 +44,8 @@ pub enum Command {
     Export(export::Arguments),
     /// Print the JSON schema of what a subcommand's --json gives
     Schema(schema::Arguments),
+    /// Tell what is missing and what mends it, and who keeps KVM's modules in use
+    Doctor(doctor::Arguments),
     /// Watch VMs, vCPUs and exit reasons on the full screen
     Top(top::Arguments),
 }
@@ -68,6 +70,7 @@ mod tests {
         assert!(parse("kvmate map 101-4 --json --why").is_ok());
         assert!(parse("kvmate map 101-4 --page 2M --json").is_ok());
         assert!(parse("kvmate top").is_ok());
+        assert!(parse("kvmate doctor --json").is_ok());
         assert!(parse("kvmate top 101-4 --interval 0.5").is_ok());
         for text in [
             "kvmate",
@@ -92,6 +95,7 @@ mod tests {
             "kvmate exits a --watch 0",
             "kvmate vcpus a --vcpu 0",
             "kvmate top a b",
+            "kvmate doctor a",
             "kvmate top --interval 0",
             "kvmate top --interval x",
         ] {

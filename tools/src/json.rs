@@ -70,3 +70,19 @@ pub fn line(out: &mut impl Write, document: &impl Serialize) -> Result<()> {
     writeln!(out)?;
     Ok(())
 }
+
+/// What is told of no VM alone.
+#[derive(Serialize)]
+struct Plain<'a, T> {
+    version: u32,
+    #[serde(flatten)]
+    content: &'a T,
+}
+
+/// Write what is told of no VM alone.
+pub fn plain(out: &mut impl Write, content: &impl Serialize) -> Result<()> {
+    let version = VERSION;
+    serde_json::to_writer_pretty(&mut *out, &Plain { version, content })?;
+    writeln!(out)?;
+    Ok(())
+}

@@ -9,6 +9,7 @@
 
 mod cli;
 mod columns;
+mod doctor;
 mod export;
 mod json;
 mod list;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         cli::Command::Map(asked) => map::run(&asked),
         cli::Command::Export(asked) => export::run(&asked),
         cli::Command::Schema(asked) => schema::run(&asked),
+        cli::Command::Doctor(asked) => doctor::run(&asked),
         cli::Command::Top(asked) => top::run(&asked),
     };
     match done {
