@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A terminal for a program that draws on the whole screen: a pseudo-terminal, and an emulator that keeps what is
 //! on the screen. What the program writes is taken only while a test looks: a test may let it block.
+//! It is taken frame by frame, by the mark of a synchronized update's end: so no half of a frame is looked at, and no frame missed.
 
 use anyhow::{bail, ensure, Context, Result};
 use nix::{
@@ -37,7 +38,12 @@ pub struct Terminal {
     slave: OwnedFd,
     modes: Termios,
     emulator: vt100::Parser,
+    /// What came behind the last frame.
+    rest: Vec<u8>,
 }
+
+/// The end of a synchronized update.
+const END: &[u8] = b"\x1b[?2026l";
 
 fn size(rows: u16, columns: u16) -> Winsize {
     Winsize {
@@ -72,6 +78,7 @@ impl Terminal {
             slave: pty.slave,
             modes,
             emulator: vt100::Parser::new(24, 80, 0),
+            rest: Vec::new(),
         })
     }
 
@@ -80,15 +87,34 @@ impl Terminal {
         self.child.id()
     }
 
-    /// Take what it has written by now.
+    /// Take the next frame, if one is there soon.
     fn take(&mut self) -> Result<()> {
-        let mut bytes = [0; 4096];
-        let wait = 20u16;
-        let mut ready = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ready, wait)? > 0 {
-            let read = self.master.read(&mut bytes)?;
-            self.emulator.process(&bytes[..read]);
+        let end = |bytes: &[u8]| bytes.windows(END.len()).position(|part| part == END);
+        if end(&self.rest).is_none() {
+            let wait = 20u16;
+            let mut ready = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, wait)? > 0 {
+                let mut bytes = [0; 4096];
+                let read = self.master.read(&mut bytes)?;
+                self.rest.extend(&bytes[..read]);
+            }
         }
+        if let Some(at) = end(&self.rest) {
+            let frame: Vec<u8> = self.rest.drain(..at + END.len()).collect();
+            self.emulator.process(&frame);
+        }
+        Ok(())
+    }
+
+    /// Nothing was ever written to the terminal.
+    pub fn is_untouched(&mut self) -> Result<()> {
+        self.take()?;
+        let screen = self.screen();
+        ensure!(
+            screen.trim().is_empty() && self.rest.is_empty(),
+            "written: {screen:?}, {:?}",
+            self.rest
+        );
         Ok(())
     }
 

@@ -10,8 +10,11 @@
 use anyhow::{Context, Result};
 use crossterm::{
     cursor::Show,
-    execute,
-    terminal::{disable_raw_mode, enable_raw_mode, EnterAlternateScreen, LeaveAlternateScreen},
+    execute, queue,
+    terminal::{
+        disable_raw_mode, enable_raw_mode, BeginSynchronizedUpdate, EndSynchronizedUpdate,
+        EnterAlternateScreen, LeaveAlternateScreen,
+    },
 };
 use ratatui::{backend::CrosstermBackend, Frame, Terminal};
 use signal_hook::{
@@ -59,10 +62,12 @@ impl Screen {
         Ok(screen)
     }
 
-    /// Draw.
+    /// Draw; the terminal shows it when it is whole, if it can.
     pub fn draw(&self, what: impl FnOnce(&mut Frame)) -> Result<()> {
-        lock(&self.terminal).draw(what).context("the terminal")?;
-        Ok(())
+        let mut terminal = lock(&self.terminal);
+        queue!(io::stdout(), BeginSynchronizedUpdate).context("the terminal")?;
+        terminal.draw(what).context("the terminal")?;
+        execute!(io::stdout(), EndSynchronizedUpdate).context("the terminal")
     }
 }
 
@@ -86,7 +91,12 @@ fn enter() -> io::Result<()> {
 /// Errors are left: where the terminal is gone there is nothing to give back.
 fn give_back() {
     let _ = disable_raw_mode();
-    let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
+    let _ = execute!(
+        io::stdout(),
+        LeaveAlternateScreen,
+        Show,
+        EndSynchronizedUpdate
+    );
 }
 
 /// Answer signals until the screen is given back.
