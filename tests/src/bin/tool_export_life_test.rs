@@ -124,13 +124,22 @@ fn run_on(processors: &[usize]) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// Whether one of its threads waits for the lock now: nothing else there keeps a task so.
+/// Whether one of its threads waits for the lock now: it is asleep right in a call that takes it for writing. (What
+/// waits for a page of the program is asleep in the same way, elsewhere.)
 fn waits(process: u32) -> Result<bool> {
     for task in fs::read_dir(format!("/proc/{process}/task"))? {
-        let stat = fs::read_to_string(task?.path().join("stat"))?;
+        let task = task?.path();
+        let stat = fs::read_to_string(task.join("stat"))?;
         let state = stat.rsplit_once(") ").map(|(_, state)| state);
         if state.is_some_and(|state| state.starts_with('D')) {
-            return Ok(true);
+            let stack = fs::read_to_string(task.join("stack"))?;
+            let inmost = stack.lines().next().unwrap_or_default();
+            if ["mmap", "munmap", "mprotect"]
+                .iter()
+                .any(|call| inmost.contains(call))
+            {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
@@ -149,9 +158,10 @@ fn scrape_with_mmap_lock_held() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let delay = Delay::load()?;
     let exporter = Exporter::start(&[])?;
-    // A machine may be so slow that it is given back before: then once more, and longer.
+    // A machine may be so slow that it is given back before: then once more, and longer; but for less than what
+    // the kernel takes for a hang.
     let mut through = false;
-    for held in [2, 6, 12] {
+    for held in [2, 4, 8] {
         let before = delay.hits("fault_made")?;
         delay.at("fault_made", Duration::from_secs(held))?;
         let vmm = Vmm::new(LOCKED)?;
