@@ -267,7 +267,9 @@ pub fn vms() -> Result<Vec<Vm>> {
         let entry = entry.with_context(|| folder.display().to_string())?;
         vms.extend(Vm::new(entry.path()));
     }
-    vms.sort_by(|a, b| (a.maker(), &a.name).cmp(&(b.maker(), &b.name)));
+    // By number, as descriptors are: 101-4 before 101-10.
+    let order = |vm: &Vm| (vm.maker(), vm.name.len(), vm.name.clone());
+    vms.sort_by_key(order);
     Ok(vms)
 }
 
