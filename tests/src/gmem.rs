@@ -15,11 +15,11 @@ pub mod seal;
 pub mod shape;
 
 use anyhow::{ensure, Context, Result};
-use kvmate_uapi::{kvmate_gmem, KVMATE_GMEM_CREATE};
+use kvmate_uapi::{call::Device, kvmate_gmem};
 use nix::{errno::Errno, libc};
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     os::{
         fd::{AsRawFd, FromRawFd},
         unix::fs::{FileExt, MetadataExt},
@@ -50,15 +50,8 @@ pub fn wish(size: usize, flags: u32) -> kvmate_gmem {
 
 /// `KVMATE_GMEM_CREATE`.
 pub fn create_as(wish: &kvmate_gmem) -> nix::Result<File> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(crate::module::DEVICE)
-        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
-    // SAFETY: The argument is one of that ioctl's.
-    let fd = Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), KVMATE_GMEM_CREATE, wish) })?;
-    // SAFETY: A fresh descriptor that nobody else owns.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    let made = Device::open().and_then(|device| device.create(wish));
+    made.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
 /// A memory file.

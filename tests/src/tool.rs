@@ -3,10 +3,14 @@
 
 pub mod top;
 
-use crate::ensure_eq;
+use crate::{ensure_eq, storm};
 use anyhow::{anyhow, ensure, Context, Result};
 use serde_json::Value;
-use std::process::Command;
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    process::{Child, Command, Output, Stdio},
+};
 
 /// A subcommand of it.
 pub fn command(subcommand: &str) -> Result<Command> {
@@ -61,6 +65,35 @@ pub fn valid(schema: &str, text: &str) -> Result<Value> {
     Ok(document)
 }
 
+/// The same without any rights.
+pub fn run_as_nobody(arguments: &[&str]) -> Result<Done> {
+    // Where the tool is, others cannot look.
+    let copy = std::env::temp_dir().join("kvmate-tool");
+    fs::copy(std::env::current_exe()?.with_file_name("kvmate"), &copy)?;
+    let mut nobody = Command::new(&copy);
+    nobody.args(arguments).uid(65534);
+    let done = Done::of(nobody);
+    fs::remove_file(copy)?;
+    done
+}
+
+/// A subcommand of it that runs meanwhile.
+pub fn start(subcommand: &str, arguments: &[&str]) -> Result<Child> {
+    let mut command = command(subcommand)?;
+    let command = command.args(arguments).stdin(Stdio::null());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    child.spawn().context("the tool")
+}
+
+/// Stand by until one that was started has become its command.
+pub fn became(child: &Child, command: &str) -> Result<()> {
+    let comm = format!("/proc/{}/comm", child.id());
+    let wanted = format!("{command}\n");
+    storm::until("it is the command", || {
+        Ok(fs::read_to_string(&comm)? == wanted)
+    })
+}
+
 /// What the tool did.
 pub struct Done {
     /// Its exit status.
@@ -74,7 +107,15 @@ pub struct Done {
 impl Done {
     /// Let it run to its end.
     pub fn of(mut command: Command) -> Result<Self> {
-        let done = command.output().context("the tool")?;
+        Self::new(command.output().context("the tool")?)
+    }
+
+    /// Stand by until one that was started has ended.
+    pub fn awaited(child: Child) -> Result<Self> {
+        Self::new(child.wait_with_output()?)
+    }
+
+    fn new(done: Output) -> Result<Self> {
         Ok(Self {
             status: done.status.code(),
             out: String::from_utf8(done.stdout)?,

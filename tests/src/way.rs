@@ -4,16 +4,15 @@
 
 use crate::{
     guest::irq::{self, Running},
-    module::DEVICE,
     seen,
 };
 use anyhow::{Context, Result};
-use kvmate_uapi::{kvmate_irqfd, KVMATE_BIND_IRQFD, KVMATE_IRQFD_MSI, KVMATE_IRQFD_RESAMPLE};
-use nix::{errno::Errno, libc};
+use kvmate_uapi::{call::Device, kvmate_irqfd, KVMATE_IRQFD_MSI, KVMATE_IRQFD_RESAMPLE};
+use nix::errno::Errno;
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -78,19 +77,8 @@ impl Drop for Irqfd<'_> {
 
 /// `KVMATE_BIND_IRQFD`: the binding.
 pub fn bind(request: &kvmate_irqfd) -> nix::Result<OwnedFd> {
-    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(errno)?;
-    let mut request = *request;
-    // SAFETY: The argument is what the number wants.
-    let binding = Errno::result(unsafe {
-        libc::ioctl(device.as_raw_fd(), KVMATE_BIND_IRQFD, &raw mut request)
-    })?;
-    // SAFETY: A fresh descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(binding) })
+    let bound = Device::open().and_then(|device| device.bind(request));
+    bound.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
 /// What [`bind`] is to be asked.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line: what subcommands there are. What each takes stands with it.
 
-use crate::{doctor, export, list, map, schema, snapshot, tables, top};
+use crate::{
+    doctor, export, gmem, inject, irqfd, list, map, pages, schema, snapshot, tables, top, trace,
+};
 use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
@@ -38,6 +40,18 @@ pub enum Command {
     Vcpus(tables::Vcpus),
     /// All that is known of a VM at one moment, for one that hangs
     Snapshot(snapshot::Arguments),
+    /// Inject an interrupt into a VM, or a storm of them
+    Inject(inject::Arguments),
+    /// Bind an eventfd to an interrupt of a VM, and run a command with it
+    Irqfd(irqfd::Arguments),
+    /// Memory files for guests: make, list, draw, split, merge and punch them
+    Gmem(gmem::Arguments),
+    /// Print what happens to VMs, a line an event, as it happens
+    Trace(trace::Arguments),
+    /// Print completions for a shell
+    Completions(pages::Completions),
+    /// Print the manual page of this tool, or of a subcommand
+    Man(pages::Man),
     /// Draw a VM's guest-physical memory: what is mapped by which size, slots, and why a page is small
     Map(map::Arguments),
     /// Export what the module tells, for Prometheus: OpenMetrics over HTTP

@@ -1,25 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate`: what the module tells, for people and for programs.
 //!
-//! [`cli`] is the command line, a module of its own each subcommand ([`list`], [`map`], [`export`], …) or several that are
+//! [`cli`] is the command line, a module of its own each subcommand ([`list`], [`map`], [`gmem`], …) or several that are
 //! alike ([`tables`]); [`tree`] reads the module's files in debugfs, [`table`] takes their text apart,
 //! [`records`] are their rows; [`watch`] is how often it is told, [`columns`], [`units`] and [`json`]
-//! ([`schema`]) how. Exit status: 0 done, 1 failed, 2 the command line was wrong.
+//! ([`schema`]) how. Exit status: 0 done, 1 failed, 2 the command line was wrong; where a
+//! command is run ([`become_command`]), that command's.
 #![forbid(unsafe_code)]
 
+mod become_command;
+mod cells;
 mod cli;
 mod columns;
+mod device;
 mod doctor;
 mod export;
+mod gmem;
+mod inject;
+mod irqfd;
 mod json;
 mod list;
 mod map;
+mod pages;
+mod process;
 mod records;
 mod schema;
+mod signals;
 mod snapshot;
 mod table;
 mod tables;
 mod top;
+mod trace;
 mod tree;
 mod units;
 mod watch;
@@ -37,6 +48,12 @@ fn main() -> ExitCode {
         cli::Command::Irq(asked) => tables::run::<records::Irq>(&asked),
         cli::Command::Vcpus(asked) => tables::run_vcpus(&asked),
         cli::Command::Snapshot(asked) => snapshot::run(&asked),
+        cli::Command::Inject(asked) => inject::run(&asked),
+        cli::Command::Irqfd(asked) => irqfd::run(&asked),
+        cli::Command::Gmem(asked) => gmem::run(&asked),
+        cli::Command::Trace(asked) => trace::run(&asked),
+        cli::Command::Completions(asked) => pages::completions(&asked),
+        cli::Command::Man(asked) => pages::man(&asked),
         cli::Command::Map(asked) => map::run(&asked),
         cli::Command::Export(asked) => export::run(&asked),
         cli::Command::Schema(asked) => schema::run(&asked),
@@ -49,7 +66,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kvmate: error: {error:#}");
-            ExitCode::FAILURE
+            become_command::status(&error).into()
         }
     }
 }

@@ -10,7 +10,8 @@ use std::{
     str::FromStr,
 };
 
-const DEBUGFS: &str = "/sys/kernel/debug";
+/// Where debugfs is.
+pub const DEBUGFS: &str = "/sys/kernel/debug";
 const MODULE: &str = "/sys/module/kvmate";
 
 /// The process that a VM is of.
@@ -51,6 +52,16 @@ impl Vm {
     /// The thread that made it, as its name says.
     fn maker(&self) -> Option<u32> {
         self.name.split_once('-')?.0.parse().ok()
+    }
+
+    /// Where a file of its is.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// Its folder, open.
+    pub fn open(&self) -> io::Result<fs::File> {
+        fs::File::open(&self.folder)
     }
 
     fn told(&self) -> String {
@@ -103,6 +114,13 @@ impl Vm {
         there(fs::read_to_string(self.folder.join(file))).map_err(|error| self.failed(file, &error))
     }
 
+    /// Write to one of its files, by one `write()`. The inner result is what the module answers to that.
+    pub fn command(&self, file: &str, text: &str) -> Result<io::Result<()>> {
+        let opened = open_to_write(&self.folder.join(file));
+        let mut opened = opened.map_err(|error| self.failed(file, &error))?;
+        Ok(opened.write_all(text.as_bytes()))
+    }
+
     /// Ask its file `lookup` for an address.
     pub fn look_up(&self, gpa: u64) -> Result<String> {
         const FILE: &str = "lookup";
@@ -122,7 +140,7 @@ impl Vm {
     }
 
     /// What an error in reading or writing a file means, and what to do.
-    fn failed(&self, file: &str, error: &io::Error) -> anyhow::Error {
+    pub fn failed(&self, file: &str, error: &io::Error) -> anyhow::Error {
         self.meant(file, error, Path::new(MODULE).exists())
     }
 
@@ -192,10 +210,19 @@ pub fn recorded_with(knob: &str) -> Option<String> {
     }
 }
 
-/// Write to a file by one `write()`. `fs::write()` would make one that is gone, and be told EACCES.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).open(path)?;
-    file.write_all(text.as_bytes())
+/// Open a file that is there: `fs::write()` would make one that is gone, and be told EACCES.
+fn open_to_write(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().write(true).open(path)
+}
+
+/// Write to a file by one `write()`.
+pub fn write(path: &Path, text: &str) -> io::Result<()> {
+    open_to_write(path)?.write_all(text.as_bytes())
+}
+
+/// Where a knob is.
+pub fn knob(name: &str) -> PathBuf {
+    Path::new(DEBUGFS).join("kvmate/knobs").join(name)
 }
 
 /// None of what has gone, or goes.
@@ -260,17 +287,20 @@ fn process_of(thread: u32) -> Option<Process> {
 
 /// All VMs, by their makers.
 pub fn vms() -> Result<Vec<Vm>> {
-    let folder = Path::new(DEBUGFS).join("kvmate/vms");
-    let entries = fs::read_dir(&folder).map_err(|error| no_tree(&error))?;
-    let mut vms = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| folder.display().to_string())?;
-        vms.extend(Vm::new(entry.path()));
-    }
+    let mut vms: Vec<_> = folders("vms")?.into_iter().filter_map(Vm::new).collect();
     // By number, as descriptors are: 101-4 before 101-10.
     let order = |vm: &Vm| (vm.maker(), vm.name.len(), vm.name.clone());
     vms.sort_by_key(order);
     Ok(vms)
+}
+
+/// What is in a folder of the module's.
+pub fn folders(name: &str) -> Result<Vec<PathBuf>> {
+    let folder = Path::new(DEBUGFS).join("kvmate").join(name);
+    let entries = fs::read_dir(&folder).map_err(|error| no_tree(&error))?;
+    entries
+        .map(|entry| Ok(entry.with_context(|| folder.display().to_string())?.path()))
+        .collect()
 }
 
 /// The VM that is asked for.
@@ -285,7 +315,7 @@ fn not_loaded() -> anyhow::Error {
 }
 
 /// Why there is no tree, and what to do.
-fn no_tree(error: &io::Error) -> anyhow::Error {
+pub fn no_tree(error: &io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::PermissionDenied => {
             anyhow!("{DEBUGFS} cannot be read: this needs root (sudo kvmate ...)")
@@ -294,7 +324,7 @@ fn no_tree(error: &io::Error) -> anyhow::Error {
         ErrorKind::NotFound => {
             anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}")
         }
-        _ => anyhow!("{DEBUGFS}/kvmate/vms: {error}"),
+        _ => anyhow!("{DEBUGFS}/kvmate: {error}"),
     }
 }
 
@@ -332,10 +362,10 @@ fn choose(asked: &str, vms: &[Vm]) -> Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn vm(name: &str, process: Option<(u32, &str)>) -> Vm {
+    pub fn vm(name: &str, process: Option<(u32, &str)>) -> Vm {
         Vm {
             folder: PathBuf::from("/nowhere").join(name),
             name: name.into(),

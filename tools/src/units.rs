@@ -6,6 +6,23 @@ const BITS: u32 = 52;
 
 /// A guest-physical address: hexadecimal with `0x`, decimal, or with K, M, G or T.
 pub fn address(text: &str) -> Result<u64, String> {
+    match scaled(text) {
+        Some(address) if address >> BITS == 0 => Ok(address),
+        Some(_) => Err(format!("guest-physical addresses have {BITS} bits at most")),
+        None => Err("an address is like 0x12345000, 4096, 2M or 1G, of 64 bits at most".into()),
+    }
+}
+
+/// A size, or a place, in whole pages: written as an address.
+pub fn pages(text: &str) -> Result<u64, String> {
+    match scaled(text) {
+        Some(bytes) if bytes % 4096 == 0 => Ok(bytes),
+        Some(_) => Err("it is no multiple of 4096".into()),
+        None => Err("it is like 2M, 1G, 4096 or 0x1000, of 64 bits at most".into()),
+    }
+}
+
+fn scaled(text: &str) -> Option<u64> {
     let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
     let unit = units
         .into_iter()
@@ -14,16 +31,24 @@ pub fn address(text: &str) -> Result<u64, String> {
             Some((digits, shift))
         })
         .filter(|(digits, _)| !digits.starts_with("0x"));
-    let parsed = match (unit, text.strip_prefix("0x")) {
+    match (unit, text.strip_prefix("0x")) {
         (Some((digits, shift)), _) => whole(digits, 10).and_then(|n| n.checked_mul(1 << shift)),
         (None, Some(digits)) => whole(digits, 16),
         (None, None) => whole(text, 10),
-    };
-    match parsed {
-        Some(address) if address >> BITS == 0 => Ok(address),
-        Some(_) => Err(format!("guest-physical addresses have {BITS} bits at most")),
-        None => Err("an address is like 0x12345000, 4096, 2M or 1G, of 64 bits at most".into()),
     }
+}
+
+/// A number, decimal or hexadecimal with `0x`.
+pub fn number<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => whole(digits, 16),
+        None => whole(text, 10),
+    };
+    let fitting = parsed.and_then(|number| T::try_from(number).ok());
+    fitting.ok_or_else(|| {
+        let bits = 8 * size_of::<T>();
+        format!("a number is like 10 or 0x1f, of {bits} bits at most")
+    })
 }
 
 /// Digits only: no sign, as `from_str_radix` would take.
@@ -146,6 +171,35 @@ mod tests {
             "0x10000000000000000",
         ] {
             assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_pages() {
+        for (text, expected) in [("0", 0), ("4K", 4096), ("2M", 2 << 20), ("0x1000", 4096)] {
+            assert_eq!(pages(text), Ok(expected));
+        }
+        for text in [
+            "",
+            "1",
+            "4095",
+            "1.5G",
+            "-4096",
+            "16777216T",
+            "0x10000000000000000",
+        ] {
+            assert!(pages(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(number("10"), Ok(10u32));
+        assert_eq!(number("0xfee00000"), Ok(0xfee0_0000u32));
+        assert_eq!(number("0x100fee00000"), Ok(0x100_fee0_0000u64));
+        for text in ["", "x", "0x", "-1", "+1", "1K", "4294967296", "0x1ffffffff"] {
+            let said = number::<u32>(text).unwrap_err();
+            assert!(said.ends_with("of 32 bits at most"), "{text}");
         }
     }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! VMMs as people use them run Linux on gmem: an unmodified QEMU, and one of rust-vmm's crates. And
-//! `with_gmem`, by which a user gives them the file.
+//! VMMs as people use them run Linux on gmem: an unmodified QEMU, and one of rust-vmm's crates.
 //!
 //! The guest fills its memory, and a page is punched out of it while it runs. Three sides must agree
 //! on every byte: the guest's program, the file by `read()`, and what was asked.
@@ -17,51 +16,11 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 fn main() -> ExitCode {
-    ktap::main(&[
-        ("with_gmem", with_gmem),
-        ("qemu", qemu),
-        ("rust_vmm", rust_vmm),
-    ])
-}
-
-/// A command has the file as descriptor 3, of the size that was asked for, and no other of ours.
-fn with_gmem() -> Result<()> {
-    let kvmate = Kvmate::load("")?;
-    let program = std::env::current_exe()?.with_file_name("with_gmem");
-    let run = |arguments: &[&str]| -> Result<(bool, String)> {
-        let ran = Command::new(&program).args(arguments).output()?;
-        let said = [ran.stdout, ran.stderr].concat();
-        Ok((ran.status.success(), String::from_utf8(said)?))
-    };
-    let script = "stat -L -c %s /proc/self/fd/3; readlink /proc/self/fd/3; \
-                  readlink /proc/$$/fd/* | grep -c -e gmem -e kvmate; \
-                  echo here 1<>/proc/self/fd/3; head -c 5 /proc/self/fd/3; \
-                  fallocate -p -o 0 -l 2 /proc/$$/fd/3; head -c 5 /proc/self/fd/3 | od -An -tx1";
-    let (good, said) = run(&["16", "sh", "-c", script])?;
-    ensure!(good, "with_gmem: {said}");
-    let lines: Vec<_> = said.lines().collect();
-    ensure_eq!(lines[0], "16777216", "the file's size");
-    ensure!(lines[1].contains("gmem:"), "it is {}", lines[1]);
-    let content = ["1", "here", " 00 00 72 65 0a"];
-    ensure_eq!(
-        lines[2..],
-        content,
-        "how many files of ours, and what is in it"
-    );
-    for (wrong, complaint) in [
-        (&["16"][..], "usage: with_gmem MIB COMMAND..."),
-        (&["many", "true"], "MIB: a number"),
-        (&["0", "true"], "KVMATE_GMEM_CREATE: EINVAL"),
-        (&["16", "/no/such"], "/no/such: No such file"),
-    ] {
-        let (good, said) = run(wrong)?;
-        ensure!(!good && said.contains(complaint), "{wrong:?}: {said}");
-    }
-    kvmate.unload()
+    ktap::main(&[("qemu", qemu), ("rust_vmm", rust_vmm)])
 }
 
 fn qemu() -> Result<()> {

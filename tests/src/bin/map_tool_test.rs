@@ -16,9 +16,7 @@ use kvmate_tests::{
 };
 use serde_json::Value;
 use std::{
-    fs,
     io::Read,
-    os::unix::process::CommandExt,
     process::{Command, ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -205,14 +203,7 @@ fn errors() -> Result<()> {
     let second = Guest::new()?;
     run(&["1-1"])?.says(1, &format!("there are: {} (map_tool_test, ", guest.name))?;
     run(&["map_tool_test"])?.says(1, "is 2 VMs")?;
-    // Where the tool is, others cannot look.
-    let copy = std::env::temp_dir().join("kvmate-tool");
-    fs::copy(std::env::current_exe()?.with_file_name("kvmate"), &copy)?;
-    let mut nobody = Command::new(&copy);
-    nobody.args(["map", &guest.name]).uid(65534);
-    let refused = Done::of(nobody);
-    fs::remove_file(copy)?;
-    refused?.says(1, "needs root")?;
+    tool::run_as_nobody(&["map", &guest.name])?.says(1, "needs root")?;
     // Who reads only the beginning is no error.
     let mut child = tool(&[&guest.name, "--json"])?
         .stdout(Stdio::piped())

@@ -2,27 +2,15 @@
 //! Splitting and merging a memory file's folios.
 
 use anyhow::{anyhow, Result};
-use kvmate_uapi::{kvmate_gmem_range, KVMATE_GMEM_FILL, KVMATE_GMEM_MERGE, KVMATE_GMEM_SPLIT};
-use nix::{errno::Errno, libc};
-use std::{fs::File, os::fd::AsRawFd};
-
-/// Which call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// `KVMATE_GMEM_SPLIT`
-    Split,
-    /// `KVMATE_GMEM_MERGE`
-    Merge,
-}
+pub use kvmate_uapi::call::Shape;
+use kvmate_uapi::{call::reshape, kvmate_gmem_range, KVMATE_GMEM_FILL};
+use nix::errno::Errno;
+use std::fs::File;
 
 /// The call itself; what it wrote back is in `range`.
 pub fn call(file: &File, shape: Shape, range: &mut kvmate_gmem_range) -> nix::Result<()> {
-    let number = match shape {
-        Shape::Split => KVMATE_GMEM_SPLIT,
-        Shape::Merge => KVMATE_GMEM_MERGE,
-    };
-    // SAFETY: The argument is one of those ioctls'.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), number, range) }).map(drop)
+    let done = reshape(file, shape, range);
+    done.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
 /// A range to be split or merged to an order.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::tree;
 use anyhow::{ensure, Context, Result};
-use kvmate_uapi::control::Control;
+use kvmate_uapi::call::Device;
 use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
 use std::{collections::BTreeMap, os::fd::AsFd};
 
@@ -122,7 +122,7 @@ impl Collector {
                 .for_each(|(_, lines)| lines.retain(tells));
             module.left_out.vcpus += vm.vcpu_count - vm.vcpus.len();
             if control.is_none() {
-                control = Control::open().ok();
+                control = Device::open().ok();
             }
             let histogram = control
                 .as_ref()
@@ -190,14 +190,14 @@ impl Limits {
 }
 
 /// How long a VM's exits took, by its statistics.
-fn histogram(control: &Control, vm: &Vm) -> Result<Histogram> {
+fn histogram(control: &Device, vm: &Vm) -> Result<Histogram> {
     // `<pid>-x<number>` has none: its VMM gave KVM's name for it to another.
     let (_, descriptor) = vm.name.split_once('-').context("no descriptor")?;
     let process = vm.process.as_ref().context("its process has ended")?;
     let pid = Pid::from_raw(process.pid.try_into()?).context("no process")?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     let taken = pidfd_getfd(&process, descriptor.parse()?, PidfdGetfdFlags::empty())?;
-    let statistics = control.vm_stats(taken.as_fd())?;
+    let statistics = control.stats(taken.as_fd())?;
     // The process may have put another there.
     drop(taken);
     let statistics = Statistics::read(&statistics)?;

@@ -2,19 +2,15 @@
 //! Guest-physical memory as a grid, 2 MiB a cell.
 
 use super::model::{Map, Range, Root, Slot};
-use crate::units::size;
+use crate::{
+    cells::{self, Kind, LINE},
+    units::size,
+};
 use anstyle::{AnsiColor, Style};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{self, Write},
 };
-
-/// How many bytes a cell is.
-const CELL: u64 = 2 << 20;
-/// How many cells a line has: 128 MiB.
-const WIDTH: usize = 64;
-/// How many bytes a line is.
-const LINE: u64 = CELL * WIDTH as u64;
 
 /// What a cell shows. The later wins where there are several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +34,21 @@ impl Cell {
         Self::Absent,
         Self::Nothing,
     ];
+
+    /// Of a range, if it shows.
+    fn of(range: &Range) -> Option<Self> {
+        Some(match (range.kind.as_str(), range.level) {
+            ("leaf", 1) => Self::Small,
+            ("leaf", 2) => Self::Large,
+            ("leaf", _) => Self::Gigantic,
+            ("mmio", _) => Self::Mmio,
+            _ => return None,
+        })
+    }
+}
+
+impl Kind for Cell {
+    const NOTHING: Self = Self::Nothing;
 
     fn letter(self) -> char {
         match self {
@@ -72,50 +83,22 @@ impl Cell {
         };
         colour.on_default()
     }
-
-    /// Of a range, if it shows.
-    fn of(range: &Range) -> Option<Self> {
-        Some(match (range.kind.as_str(), range.level) {
-            ("leaf", 1) => Self::Small,
-            ("leaf", 2) => Self::Large,
-            ("leaf", _) => Self::Gigantic,
-            ("mmio", _) => Self::Mmio,
-            _ => return None,
-        })
-    }
 }
 
-type Cells = [Cell; WIDTH];
+type Grid = cells::Grid<Cell>;
 
-/// Lines of cells, by number; those without anything are left out.
-#[derive(Default)]
-struct Grid(BTreeMap<u64, Cells>);
-
-impl Grid {
-    /// Of a root's tables, or of an address space's slots alone.
-    fn new(map: &Map, address_space: u64, root: Option<u64>) -> Self {
-        let mut grid = Self::default();
-        for slot in slots(map, address_space) {
-            grid.put(slot.gpa, slot.size, Cell::Absent);
-        }
-        for range in map.ranges.iter().filter(|range| Some(range.root) == root) {
-            if let Some(cell) = Cell::of(range) {
-                grid.put(range.gpa, range.size, cell);
-            }
-        }
-        grid
+/// Of a root's tables, or of an address space's slots alone.
+fn grid(map: &Map, address_space: u64, root: Option<u64>) -> Grid {
+    let mut grid = Grid::new();
+    for slot in slots(map, address_space) {
+        grid.put(slot.gpa, slot.size, Cell::Absent);
     }
-
-    fn put(&mut self, gpa: u64, size: u64, cell: Cell) {
-        let Some(last) = size.checked_sub(1).map(|size| gpa.saturating_add(size)) else {
-            return;
-        };
-        for at in gpa / CELL..=last / CELL {
-            let (line, column) = (at / WIDTH as u64, at as usize % WIDTH);
-            let cells = self.0.entry(line).or_insert([Cell::Nothing; WIDTH]);
-            cells[column] = cells[column].max(cell);
+    for range in map.ranges.iter().filter(|range| Some(range.root) == root) {
+        if let Some(cell) = Cell::of(range) {
+            grid.put(range.gpa, range.size, cell);
         }
     }
+    grid
 }
 
 fn slots(map: &Map, address_space: u64) -> impl Iterator<Item = &Slot> {
@@ -142,7 +125,7 @@ pub fn draw(out: &mut impl Write, map: &Map) -> io::Result<()> {
         writeln!(out, "slots of address space {space}, without tables:")?;
         lines(out, map, *space, None)?;
     }
-    legend(out)
+    cells::legend(out, &Cell::ALL, "and the slots that begin there")
 }
 
 fn heading(out: &mut impl Write, root: &Root) -> io::Result<()> {
@@ -169,61 +152,21 @@ fn heading(out: &mut impl Write, root: &Root) -> io::Result<()> {
 }
 
 fn lines(out: &mut impl Write, map: &Map, address_space: u64, root: Option<u64>) -> io::Result<()> {
-    let grid = Grid::new(map, address_space, root);
-    let mut before: Option<(u64, &Cells)> = None;
-    let mut alike = 0u64;
-    for (&number, cells) in &grid.0 {
-        let slots: Vec<_> = slots(map, address_space)
-            .filter(|slot| slot.gpa / LINE == number)
-            .collect();
-        let goes_on = before.is_some_and(|(at, same)| at + 1 == number && same == cells);
-        before = Some((number, cells));
-        if goes_on && slots.is_empty() {
-            alike += 1;
-            continue;
-        }
-        same(out, &mut alike)?;
-        line(out, number, cells, &slots)?;
-    }
-    same(out, &mut alike)
+    grid(map, address_space, root).draw(out, |number| {
+        let begin = |slot: &&Slot| slot.gpa / LINE == number;
+        slots(map, address_space).filter(begin).map(told).collect()
+    })
 }
 
-/// Lines that are left out because they are as the one before.
-fn same(out: &mut impl Write, alike: &mut u64) -> io::Result<()> {
-    match std::mem::take(alike) {
-        0 => Ok(()),
-        lines => writeln!(out, "{:>18} and {} more like this", "*", size(lines * LINE)),
+fn told(slot: &Slot) -> String {
+    let (number, gpa, backing) = (slot.slot, slot.gpa, &slot.backing);
+    let mut text = format!(" {number}: {} at {gpa:#x} {backing}", size(slot.size));
+    for word in slot.file.iter().chain(&slot.flags) {
+        text.push(' ');
+        text += word;
     }
-}
-
-fn line(out: &mut impl Write, number: u64, cells: &Cells, slots: &[&Slot]) -> io::Result<()> {
-    write!(out, "{:>#18x} |", number * LINE)?;
-    for run in cells.chunk_by(|a, b| a == b) {
-        let text: String = run.iter().map(|cell| cell.letter()).collect();
-        match run.first().map(|cell| cell.style()) {
-            Some(style) => write!(out, "{style}{text}{style:#}")?,
-            None => write!(out, "{text}")?,
-        }
-    }
-    write!(out, "|")?;
-    for slot in slots {
-        let (number, gpa, backing) = (slot.slot, slot.gpa, &slot.backing);
-        write!(out, " {number}: {} at {gpa:#x} {backing}", size(slot.size))?;
-        for word in slot.file.iter().chain(&slot.flags) {
-            write!(out, " {word}")?;
-        }
-        write!(out, ";")?;
-    }
-    writeln!(out)
-}
-
-fn legend(out: &mut impl Write) -> io::Result<()> {
-    write!(out, "a cell is 2 MiB, a line 128 MiB:")?;
-    for cell in Cell::ALL {
-        let (style, letter, meaning) = (cell.style(), cell.letter(), cell.meaning());
-        write!(out, " '{style}{letter}{style:#}' {meaning},")?;
-    }
-    writeln!(out, " and the slots that begin there")
+    text.push(';');
+    text
 }
 
 #[cfg(test)]
@@ -232,6 +175,7 @@ mod tests {
         super::model::tests::{map, MEMSLOTS, RANGES},
         *,
     };
+    use crate::cells::{CELL, WIDTH};
 
     fn drawn(map: &Map) -> Vec<String> {
         let mut out = anstream::StripStream::new(Vec::new());
@@ -325,7 +269,7 @@ mod tests {
     /// What ends at a border does not show behind it, and what goes over one shows on both sides.
     #[test]
     fn borders() {
-        let mut grid = Grid::default();
+        let mut grid = Grid::new();
         grid.put(CELL - 4096, 4096, Cell::Small);
         assert_eq!(grid.0[&0][..2], [Cell::Small, Cell::Nothing]);
         grid.put(LINE - 4096, 8192, Cell::Large);

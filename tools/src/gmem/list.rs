@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Which memory files there are, what they have, and who has them.
+
+use crate::{json, process, tree, units::size};
+use anyhow::Result;
+use serde::Serialize;
+use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::MetadataExt, path::Path};
+
+/// All of them; the fields' names are those of `--json`.
+#[derive(Serialize)]
+struct Files {
+    files: Vec<File>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct File {
+    inode: u64,
+    /// Unknown, if nobody has a descriptor of it that can be seen.
+    name: Option<String>,
+    size: u64,
+    allocated: u64,
+    huge: u64,
+    users: Vec<User>,
+}
+
+/// A descriptor of one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct User {
+    pid: u32,
+    process: String,
+    fd: i32,
+}
+
+impl File {
+    fn new(inode: u64, info: &str, found: Option<(String, Vec<User>)>) -> Self {
+        let number = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|text| text.trim().parse().ok())
+                .unwrap_or(0u64)
+        };
+        let (name, users) = found.unzip();
+        Self {
+            inode,
+            name,
+            size: number("size "),
+            allocated: number("allocated "),
+            huge: number("folios_order9 ") << 21,
+            users: users.unwrap_or_default(),
+        }
+    }
+}
+
+/// The name in what `/proc` says that a descriptor is of.
+fn name(link: &Path) -> Option<&str> {
+    let link = link.to_str()?;
+    let (_, name) = link.split_once("gmem:")?;
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name))
+}
+
+/// All descriptors of memory files, by the file's number.
+fn users() -> BTreeMap<u64, (String, Vec<User>)> {
+    let mut all: BTreeMap<u64, (String, Vec<User>)> = BTreeMap::new();
+    for pid in process::all() {
+        for (fd, link) in process::descriptors(pid) {
+            let Some(name) = name(&link) else {
+                continue;
+            };
+            // Both may be gone by now.
+            let file = fs::metadata(format!("/proc/{pid}/fd/{fd}"));
+            let process = fs::read_to_string(format!("/proc/{pid}/comm"));
+            let (Ok(file), Ok(process)) = (file, process) else {
+                continue;
+            };
+            let process = process.trim_end_matches('\n').to_owned();
+            let entry = all.entry(file.ino());
+            let entry = entry.or_insert_with(|| (name.to_owned(), Vec::new()));
+            entry.1.push(User { pid, process, fd });
+        }
+    }
+    all
+}
+
+/// Do it.
+pub fn run(out: &mut impl Write, as_json: bool) -> Result<()> {
+    let folders = tree::folders("gmem")?;
+    let mut users = users();
+    let mut files: Vec<File> = folders
+        .iter()
+        .filter_map(|folder| {
+            let inode = folder.file_name()?.to_str()?.parse().ok()?;
+            // One that has gone is none any more.
+            let info = fs::read_to_string(folder.join("info")).ok()?;
+            Some(File::new(inode, &info, users.remove(&inode)))
+        })
+        .collect();
+    files.sort_by_key(|file| file.inode);
+    match as_json {
+        true => json::plain(out, &Files { files }),
+        false => table(out, &files),
+    }
+}
+
+fn table(out: &mut impl Write, files: &[File]) -> Result<()> {
+    if files.is_empty() {
+        writeln!(out, "there is no memory file: kvmate gmem create makes one")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{:>6} {:>8} {:>9} {:>8} {:<12} who has it",
+        "inode", "size", "allocated", "huge", "name"
+    )?;
+    for file in files {
+        let users: Vec<_> = file
+            .users
+            .iter()
+            .map(|User { pid, process, fd }| format!("{process} ({pid}) fd {fd}"))
+            .collect();
+        let users = if users.is_empty() {
+            "-".into()
+        } else {
+            users.join(", ")
+        };
+        writeln!(
+            out,
+            "{:>6} {:>8} {:>9} {:>8} {:<12} {users}",
+            file.inode,
+            size(file.size),
+            size(file.allocated),
+            size(file.huge),
+            file.name.as_deref().unwrap_or("-"),
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = "size 16777216\nallocated 4198400\nfolios_order0 1\nfolios_order9 2\n";
+
+    fn files() -> Vec<File> {
+        let user = User {
+            pid: 96,
+            process: "qemu-system-x86".into(),
+            fd: 3,
+        };
+        vec![
+            File::new(2, INFO, Some(("ram".into(), vec![user]))),
+            File::new(3, "size 4096\nallocated 0\n", None),
+        ]
+    }
+
+    #[test]
+    fn a_table() {
+        let mut out = Vec::new();
+        table(&mut out, &files()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(
+            lines[1],
+            "     2      16M     4100K       4M ram          qemu-system-x86 (96) fd 3"
+        );
+        assert_eq!(
+            lines[2],
+            "     3       4K         0        0 -            -"
+        );
+    }
+
+    #[test]
+    fn names() {
+        let name = |link: &'static str| super::name(Path::new(link));
+        assert_eq!(name("/gmem:x y (deleted)"), Some("x y"));
+        assert_eq!(name("gmem:x"), Some("x"));
+        assert_eq!(name("/memfd:x (deleted)"), None);
+    }
+
+    #[test]
+    fn json_is_as_documented() {
+        let json = serde_json::to_value(Files { files: files() }).unwrap();
+        let documented = include_str!("../../json.md");
+        let file = json["files"][0].as_object().unwrap();
+        let user = file["users"][0].as_object().unwrap();
+        for field in file.keys().chain(user.keys()) {
+            assert!(documented.contains(&format!("`{field}`")), "{field}");
+        }
+    }
+}
