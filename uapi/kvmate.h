@@ -180,8 +180,7 @@ struct kvmate_gmem {
  *              where there is no memory (of the node, or below the cgroup's limit): SIGBUS. Nobody
  *              is killed for want of the file's pages; page tables are memory as any other
  *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL or
- *              EAGAIN: only KVMATE_GMEM_MERGE merges a
- *              file's pages
+ *              EAGAIN: only KVMATE_GMEM_MERGE merges a file's pages
  *   read       of a hole gives zeros and allocates nothing; EFAULT. Whole, but when killed
  *   write      beyond the end: EPERM, having written what fits; ENOMEM; EFAULT. Likewise
  *   ftruncate  EPERM, to the size that it has: 0
@@ -195,7 +194,8 @@ struct kvmate_gmem {
  *   open       of /proc/PID/fd/N opens the same file again (mode 0600); O_TRUNC: EPERM; O_DIRECT:
  *              EINVAL
  *   fcntl      F_GET_SEALS, F_ADD_SEALS: EINVAL; KVMATE_GMEM_SEALS does that
- *   ioctl      userfaultfd's MISSING and MINOR registrations are refused
+ *   ioctl      those below; of an unknown number: ENOTTY. userfaultfd's MISSING and MINOR
+ *              registrations are refused
  *
  * Where memory fails (a machine check, MADV_HWPOISON), its folio is split, the page is taken out,
  * and no other byte changes. The offset stays poisoned until the whole page is punched: SIGBUS
@@ -319,9 +319,9 @@ struct kvmate_gmem_range {
  * nobody holds it, how often it is mapped, and whether it looks pinned. Nothing is lost by that;
  * calling again, once the reference is gone, does the rest. (Pages that processors keep in lists of
  * theirs, to be sorted in, are fetched from there; for that a processor that runs a real-time task
- * may let a merge wait.) Holes stay holes when splitting. Merging copies
- * into new memory, of the file's node, which is charged to who paid for the first page of each new
- * folio; the old pages go back to the system. knobs/gmem_order is not asked.
+ * may let a merge wait.) Holes stay holes when splitting. Merging copies into new memory, of the
+ * file's node, which is charged to who paid for the first page of each new folio; the old pages go
+ * back to the system. knobs/gmem_order is not asked.
  *
  * What a file was merged to may be split again by a punch, and what was split is not merged again
  * by itself.

@@ -2,10 +2,10 @@
 //! Hold: gmem, memory files for guests, with 2 MiB folios and exact holes.
 //!
 //! [`Gmem`] is what all files share; [`mod@file`] one of them. [`fill`] makes its pages, [`punch`]
-//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`]
-//! calls [`split`] and [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`failed`]
-//! where memory failed, [`poison`] gets such pages out, [`query`] tells what is where,
-//! [`stats`] is what `info` shows, [`traced`] what is traced.
+//! takes them, [`io`] is `read()`, `write()` and `lseek()`, [`mod@reshape`] calls [`split`] and
+//! [`merge`], what those were refused is a [`refused`], [`mod@seal`] has who may write, [`failed`] where
+//! memory failed, [`poison`] gets such pages out, [`query`] tells what is where, [`stats`] is what `info`
+//! shows, [`traced`] what is traced.
 //!
 //! # Who owns what
 //!

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory files: making them, mapping them, and asking the kernel what they have. [`model`] compares one
-//! with a memfd, [`guest`] runs on one, [`pins`] holds its pages, [`query`] asks who does, [`shape`] splits and merges its folios, [`seal`] seals it, [`child`] does what may end a process,
+//! Memory files: making them, mapping them, and asking the kernel what they have. [`model`] compares
+//! one with a memfd, [`guest`] runs on one, [`pins`] holds its pages, [`query`] asks who does,
+//! [`shape`] splits and merges its folios, [`seal`] seals it, [`child`] does what may end a process,
 //! [`cgroup`] and [`inject`] make memory short, [`memory`] counts what is in use.
 
 pub mod cgroup;

@@ -138,7 +138,7 @@ fn memory(mib: &str, how: &str, times: usize, figure: Figure, target: f64) -> Re
         Figure::Instructions => 1,
         Figure::Nanoseconds => times,
     };
-    println!("\n== Linux {release}: splitting and merging, over {mib} MiB (median of {times} passes, {how})");
+    println!("\n== Linux {release}: splitting and merging, over {mib} MiB ({times} passes, {how})");
     reshape::print_knobs()?;
     // Has every path taken once.
     let _ = reshape::pass(8 << 20);

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         ("nothing_to_split_with", nothing_to_split_with),
         ("no_page_at_all", no_page_at_all),
         ("splits_and_merges", splits_and_merges),
+        ("nothing_to_reshape_with", nothing_to_reshape_with),
     ])
 }
 
@@ -371,11 +372,11 @@ fn no_page_at_all() -> Result<()> {
 
 fn splits_and_merges() -> Result<()> {
     with(|_| {
-        let size = 16 * PAGE;
-        let pattern: Vec<u8> = (0..size)
-            .map(|i| (i / PAGE * 16 + i % 15 + 1) as u8)
-            .collect();
-        for (shape, order) in [(Shape::Split, 0), (Shape::Merge, 4)] {
+        // The cache's tree needs memory for folios of order 5 and less in the place of larger ones.
+        for (shape, size, order) in [(Shape::Split, HUGE, 5), (Shape::Merge, 16 * PAGE, 4)] {
+            let pattern: Vec<u8> = (0..size)
+                .map(|i| (i / PAGE * 16 + i % 15 + 1) as u8)
+                .collect();
             let sites = each_site(
                 || {
                     let file = gmem::create(size, 0)?;
@@ -393,13 +394,55 @@ fn splits_and_merges() -> Result<()> {
                     let mut again = shape::range(0, size, order);
                     shape::call(&file, shape, &mut again).context("once more")?;
                     ensure!(gmem::bytes(&file)? == pattern, "{shape:?}: bytes then");
-                    let all = 16u64 >> order;
+                    let all = (size / PAGE) as u64 >> order;
                     ensure_eq!(gmem::folios(&file)?[order as usize], all, "{shape:?}");
                     Ok(())
                 },
             )?;
             told(&format!("{shape:?}"), sites, 1)?;
         }
+        Ok(())
+    })
+}
+
+/// Neither nodes of the cache's tree nor pages are to be had: `ENOMEM`, told and counted as that, and
+/// nothing is lost.
+fn nothing_to_reshape_with() -> Result<()> {
+    with(|injection| {
+        let pattern: Vec<u8> = (0..HUGE).map(|i| (i % 251) as u8 + 1).collect();
+        let file = gmem::create(HUGE, 0)?;
+        file.write_all_at(&pattern, 0)?;
+        let refused = |shape, order: u32, counted: &str| -> Result<()> {
+            let ended = child::run(|| match inject::willing() {
+                Ok(willing) if inject::fail_from_now(&willing) => {
+                    let range = &mut shape::range(0, HUGE, order);
+                    let error = shape::call(&file, shape, range).err();
+                    // What it was refused for is told, too.
+                    let told = error.is_none() || range.refused.length > 0;
+                    error.map_or(0, |error| if told { error as i32 } else { 98 })
+                }
+                _ => 99,
+            })?;
+            ensure_eq!(ended, Ended::By(Errno::ENOMEM as i32), "{shape:?}");
+            ensure!(gmem::bytes(&file)? == pattern, "bytes, {shape:?}");
+            ensure_eq!(allocated(&file)?, HUGE, "st_blocks, {shape:?}");
+            ensure_eq!(info_of(&file, counted)?, 1, "{counted}");
+            Ok(())
+        };
+        let nodes = injection.all_objects()?;
+        refused(Shape::Split, 0, "split_failed_memory")?;
+        drop(nodes);
+        ensure_eq!(
+            info_of(&file, "split_failed_referenced")?,
+            0,
+            "for a reference"
+        );
+        shape::split(&file, 0, HUGE, 0).context("with memory")?;
+        let pages = injection.all_pages()?;
+        refused(Shape::Merge, 9, "merge_failed_memory")?;
+        drop(pages);
+        shape::merge(&file, 0, HUGE, 9).context("with memory")?;
+        ensure!(gmem::bytes(&file)? == pattern, "bytes in the end");
         Ok(())
     })
 }
