@@ -90,7 +90,10 @@ impl File {
             if block.order > order {
                 let _lock = mapping.lock_inode();
                 let locked = mapping.exclusive();
-                let split = self.split_until(&locked, *done, order, |block| block.order <= order);
+                // Up to a page between two folios of that order, if the folios here were smaller than
+                // that a moment ago, and somebody has merged them since.
+                let page = Block::around(*done, order).index;
+                let split = self.split_until(&locked, page, order, |block| block.order <= order);
                 if let Err(refused) = split {
                     return Ok(Err(refused));
                 }

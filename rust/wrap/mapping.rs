@@ -193,12 +193,11 @@ impl Exclusive<'_> {
         }
     }
 
-    /// Try to split the folio that has this page, so that a folio of that order begins at it, and the
-    /// others are no smaller. No byte changes. If somebody else has a reference to it, it stays whole;
+    /// Try to split the folio that has this page, so that a folio of that order begins at it, or at the
+    /// last page before it where one may, and the others are no smaller. No byte changes. If somebody else has a reference to it, it stays whole;
     /// it is unmapped either way.
     pub(crate) fn split_at(&self, index: usize, order: u32) {
-        assert!(index & ((1 << order) - 1) == 0);
-        let byte = ((index as u64) << PAGE_SHIFT) + 1;
+        let byte = ((Block::around(index, order).index as u64) << PAGE_SHIFT) + 1;
         // Truncation of a single byte: covers no whole page, so none is dropped, and splits the folio
         // there. It does not zero what it must take as inaccessible. Nobody else looks at that flag
         // with an effect on contents (mm/compaction.c and mm/migrate.c leave such pages alone).

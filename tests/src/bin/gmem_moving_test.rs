@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     ktap::main(&[
         ("all_at_once", all_at_once),
         ("beside_faults", beside_faults),
+        ("splits_meet_merges", splits_meet_merges),
     ])
 }
 
@@ -274,5 +275,101 @@ fn beside_faults() -> Result<()> {
     );
     drop((map, file));
     ensure_eq!(meminfo("FileHugePages")?, before, "huge pages then");
+    kvmate.unload()
+}
+
+/// Pages that are punched, and are zero therefore.
+fn is_punched(page: usize) -> bool {
+    page % 64 == 5
+}
+
+/// Split, to pages and then to larger ones, or merge, all at random; how often it was done, met a hole,
+/// and met somebody.
+fn split_or_merge(file: &File, seed: u64, stop: &Stop) -> Result<[u64; 3]> {
+    let mut random = Random::new(seed);
+    let mut said = [0; 3];
+    while !stop.asked() {
+        let (shape, order) = [
+            (shape::Shape::Split, 0),
+            (shape::Shape::Split, 3),
+            (shape::Shape::Merge, 9),
+        ][random.below(3)];
+        let mut range = shape::range(0, HUGE, order);
+        if shape == shape::Shape::Merge && random.below(4) > 0 {
+            range.flags = KVMATE_GMEM_FILL;
+        }
+        let which = match shape::call(file, shape, &mut range) {
+            Ok(()) => 0,
+            Err(Errno::EINVAL) if shape == shape::Shape::Merge && range.flags == 0 => 1,
+            // ENOMEM: a reference that was gone again.
+            Err(Errno::EAGAIN | Errno::ENOMEM) => 2,
+            Err(error) => return Err(error).with_context(|| format!("{shape:?} {range:?}")),
+        };
+        said[which] += 1;
+    }
+    Ok(said)
+}
+
+/// While one splits, what it has walked over is merged by another.
+fn splits_meet_merges() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let file = gmem::create(HUGE, 0)?;
+    let map = Map::new(&file, HUGE)?;
+    let mut expected: Vec<u8> = (0..HUGE).map(|i| (i / PAGE + i) as u8 | 1).collect();
+    for page in (0..HUGE / PAGE).filter(|page| is_punched(*page)) {
+        expected[page * PAGE..][..PAGE].fill(0);
+    }
+    file.write_all_at(&expected, 0)?;
+    let stop = Stop::default();
+    let end = Instant::now() + Duration::from_secs(if slow() { 20 } else { 5 });
+    let said = std::thread::scope(|scope| -> Result<Vec<[u64; 3]>> {
+        let (file, map, stop) = (&file, &map, &stop);
+        let shapers = [11, 12, 13].map(|seed| {
+            scope.spawn(move || {
+                let _stop = stop.on_drop();
+                split_or_merge(file, seed, stop)
+            })
+        });
+        let puncher = scope.spawn(move || -> Result<()> {
+            let _stop = stop.on_drop();
+            let mut random = Random::new(14);
+            while !stop.asked() {
+                let page = random.below(HUGE / PAGE / 64) * 64 + 5;
+                punch(file, page * PAGE, PAGE)?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        let expected = &mut expected;
+        let toucher = scope.spawn(move || -> Result<()> {
+            let _stop = stop.on_drop();
+            let mut random = Random::new(15);
+            while !stop.asked() {
+                let page = random.below(HUGE / PAGE);
+                let at = page * PAGE + random.below(PAGE);
+                ensure_eq!(map.read(at), expected[at], "at {at:#x}");
+                if !is_punched(page) {
+                    expected[at] = expected[at].wrapping_add(2);
+                    map.write(at, expected[at]);
+                }
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            Ok(())
+        });
+        while Instant::now() < end && !stop.asked() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(stop.on_drop());
+        puncher.join().expect("no panic")?;
+        toucher.join().expect("no panic")?;
+        let said = shapers.map(|shaper| shaper.join().expect("no panic"));
+        said.into_iter().collect()
+    })?;
+    println!("# done, holes, held: {said:?}");
+    ensure!(said.iter().all(|said| said[0] > 0), "{said:?}");
+    ensure!(gmem::bytes(&file)? == expected, "bytes in the end");
+    shape::merge_and_fill(&file, 0, HUGE, 9)?;
+    ensure!(map.copy(0, HUGE) == expected, "bytes when it is whole");
+    drop((map, file));
     kvmate.unload()
 }
