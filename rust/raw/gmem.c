@@ -130,11 +130,16 @@ void kvmate_mapping_min_order(struct address_space *mapping, unsigned int order)
 
 void kvmate_folio_look(struct folio *folio, struct kvmate_folio_state *state)
 {
+	unsigned int tries = 8;
+
 	state->index = folio->index;
 	state->order = folio_order(folio);
-	state->references = folio_ref_count(folio) - 1;
-	state->expected = folio_expected_ref_count(folio);
-	state->mappings = folio_mapcount(folio);
+	/* Expected are "mappings" and more, which others change: not a long loop. */
+	do {
+		state->mappings = folio_mapcount(folio);
+		state->references = folio_ref_count(folio) - 1;
+		state->expected = folio_expected_ref_count(folio);
+	} while (folio_mapcount(folio) != state->mappings && tries--);
 	state->pinned = folio_maybe_dma_pinned(folio);
 	state->poisoned = folio_contain_hwpoisoned_page(folio);
 	state->locked = folio_test_locked(folio);
