@@ -207,8 +207,8 @@ struct kvmate_gmem {
  * read() and write() go on beside it; faults on all of that folio are SIGBUS until it is let go,
  * and the next one then takes the page out. Mappings and guests that had the folio mapped by then
  * keep it, with the page that failed, until one of those faults: nothing tells kvmate before. If
- * such a folio is punched as a whole, or the file ends, while it is held, none of its memory goes
- * back to the system, then or later.
+ * such a folio is punched as a whole, or the file ends, while it is held, or while there is no memory
+ * to split it with, none of its memory goes back to the system, then or later.
  *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.

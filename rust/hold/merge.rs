@@ -10,7 +10,7 @@ use super::{
     file::File,
     query::Piece,
     refused::{is_referenced, Refused, Why},
-    split::may_try,
+    split::{may_try, TRIES},
 };
 use crate::{
     pure::hole::Block,
@@ -113,7 +113,7 @@ impl File {
             attempt += 1;
             match merged {
                 Err(refused) if refused.why == Why::Referenced => {
-                    if !may_try(attempt, refused.is_pinned()) {
+                    if !may_try(attempt, TRIES, refused.is_pinned()) {
                         return Err(refused);
                     }
                     // Without the lock, and this processor first: another may let us wait.

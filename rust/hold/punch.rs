@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Making holes, exactly: see [`super`].
 
-use super::file::File;
+use super::{file::File, split::TRIES};
 use crate::{
     pure::hole::{Block, Hole},
     wrap::{
@@ -76,7 +76,7 @@ impl File {
 
     /// The folio that has the page, after trying to split it so that it begins there.
     fn folio_beginning_at(&self, mapping: &Exclusive<'_>, page: usize) -> Option<Block> {
-        let split = self.split_until(mapping, page, 0, |block| block.index == page);
+        let split = self.split_until(mapping, (page, 0), TRIES, |block| block.index == page);
         split.unwrap_or_else(|refused| {
             self.stats.punch_refused(refused);
             at(mapping, page)

@@ -14,11 +14,13 @@ use kernel::{current, prelude::*, time::delay::fsleep, time::Delta};
 
 /// How often it is tried. A reference may be somebody's who only looks, or a fault's that is just over;
 /// a pin stays.
-const TRIES: u32 = 4;
+pub(super) const TRIES: u32 = 4;
+/// Without a pause.
+pub(super) const ONCE: u32 = 1;
 
 /// Whether it is of use to wait for the references to go; waits, before the second and later tries.
-pub(super) fn may_try(attempt: u32, pinned: bool) -> bool {
-    if attempt >= TRIES || pinned && attempt > 0 {
+pub(super) fn may_try(attempt: u32, tries: u32, pinned: bool) -> bool {
+    if attempt >= tries || pinned && attempt > 0 {
         return false;
     }
     if attempt > 0 {
@@ -33,8 +35,8 @@ impl File {
     pub(super) fn split_until(
         &self,
         mapping: &Exclusive<'_>,
-        page: usize,
-        order: u32,
+        (page, order): (usize, u32),
+        tries: u32,
         enough: impl Fn(Block) -> bool,
     ) -> Result<Option<Block>, Refused> {
         let at = || mapping.next(page..page + 1);
@@ -68,7 +70,7 @@ impl File {
                 .flatten()
                 .find(is_referenced);
             let state = held.unwrap_or(after);
-            if !may_try(attempt, pinned) {
+            if !may_try(attempt, tries, pinned) {
                 let refused = Refused::folio(state);
                 self.stats.split.refused(&refused);
                 self.traces_refused(c"split", &refused);
@@ -93,13 +95,15 @@ impl File {
                 // Up to a page between two folios of that order, if the folios here were smaller than
                 // that a moment ago, and somebody has merged them since.
                 let page = Block::around(*done, order).index;
-                let split = self.split_until(&locked, page, order, |block| block.order <= order);
+                let split =
+                    self.split_until(&locked, (page, order), TRIES, |block| block.order <= order);
+                if order > 0 {
+                    // A memory failure met our smallest order, and could not split down to its page. It
+                    // has held the folio for that too, so look whether we could split or not.
+                    self.take_out_failed(&locked, &block.pages(), TRIES);
+                }
                 if let Err(refused) = split {
                     return Ok(Err(refused));
-                }
-                if order > 0 {
-                    // A memory failure met our smallest order, and could not split down to its page.
-                    self.take_out_failed(&locked, &block.pages());
                 }
             }
             if let Some(block) = mapping.next(*done..*done + 1).filter(|b| b.order <= order) {
