@@ -57,6 +57,13 @@ impl File {
             match made {
                 Err(error) if error == ENOMEM && block.order > 0 => short = true,
                 Err(error) => return Err(error),
+                // Between the look above and now a page was there, made by another, and failed.
+                Ok(folio) if self.failed.next(&block.pages()).is_some() => {
+                    shared.take_back(folio);
+                    if block.order == 0 {
+                        return Err(EHWPOISON);
+                    }
+                }
                 Ok(folio) => {
                     if short {
                         self.stats.fallback();

@@ -158,6 +158,13 @@ impl Shared<'_> {
         // SAFETY: Live (invariant of `Mapping`).
         unsafe { folio.add(self.0.as_ptr(), index) }
     }
+
+    /// Remove one that was just added and is locked since: nobody has seen what is in it.
+    pub(crate) fn take_back(&self, folio: LockedFolio) {
+        // SAFETY: Live (invariant of `Mapping`); the folio is locked and in a cache (its invariant). If
+        // that is another's, nothing happens. Whoever waits for its lock looks anew.
+        unsafe { bindings::generic_error_remove_folio(self.0.as_ptr(), folio.as_ptr()) };
+    }
 }
 
 impl Drop for Shared<'_> {
