@@ -319,9 +319,12 @@ struct kvmate_gmem_range {
  * nobody holds it, how often it is mapped, and whether it looks pinned. Nothing is lost by that;
  * calling again, once the reference is gone, does the rest. (Pages that processors keep in lists of
  * theirs, to be sorted in, are fetched from there; for that a processor that runs a real-time task
- * may let a merge wait.) Holes stay holes when splitting. Merging copies into new memory, of the
- * file's node, which is charged to who paid for the first page of each new folio; the old pages go
- * back to the system. knobs/gmem_order is not asked.
+ * may let a merge wait.) The reference may be gone again when the folio is looked at for @refused:
+ * then its references are those expected. Holes stay holes when splitting. Merging copies into new
+ * memory, which is charged to who paid for the first page of each new folio; the old pages go back to
+ * the system. It is of the file's node (KVMATE_GMEM_NODE), else of the node that this first page is
+ * on, or of another if that has none. What was nothing but a hole (KVMATE_GMEM_FILL) is charged to
+ * the caller, and the caller's policy chooses its node. knobs/gmem_order is not asked.
  *
  * What a file was merged to may be split again by a punch, and what was split is not merged again
  * by itself.
@@ -368,6 +371,11 @@ struct kvmate_gmem_seals {
  * becomes writable (mprotect(): EACCES). What is mapped to be written stays so under
  * KVMATE_GMEM_SEAL_FUTURE_WRITE. Reading, allocating (fallocate() without a punch, a read of a hole
  * through a mapping), splitting and merging go on: they change no byte.
+ *
+ * To add KVMATE_GMEM_SEAL_WRITE all pages are looked at, and where one is held, all processors are
+ * asked to sort in the pages that they keep in lists of theirs. One that runs a real-time task
+ * (SCHED_FIFO) may let that wait, without an end and not to be interrupted; calls that write, punch,
+ * allocate, split, merge or seal this file wait then too. Faults and reads do not.
  *
  * Errors; no seal is added then:
  *   EPERM	the descriptor is not open for writing, and @add is not zero; or the file has

@@ -5,6 +5,10 @@
 //! are unmapped and locked; a fault that was under way has mapped them again by then, so they are
 //! unmapped once more. Now nobody can change them who has no reference; if nobody has, they are copied,
 //! and the new one takes their place in one step.
+//!
+//! The inode is locked for that step only, so that no writer waits for memory, or for the processors that
+//! are to sort in their lists. What others do to the block in between is seen in the step: it looks
+//! at everything again.
 
 use super::{
     file::File,
@@ -15,7 +19,7 @@ use super::{
 use crate::{
     pure::hole::Block,
     wrap::{
-        folio::{LockedFolio, NewFolio},
+        folio::{LockedFolio, NewFolio, Node},
         mapping::{Exclusive, Mapping},
         memcg::ChargedTo,
         merge::{drain_lru, Spare, Substitute, Unfit},
@@ -38,7 +42,6 @@ impl File {
             let block = Block::around(*done, order);
             let there = mapping.next(*done..*done + 1);
             if there.is_none_or(|there| there.order < order) {
-                let _lock = mapping.lock_inode();
                 self.stats.merge.tried();
                 if let Err(refused) = self.merge_block(mapping, &spare, block, fill) {
                     self.stats.merge.refused(&refused);
@@ -102,21 +105,29 @@ impl File {
             let payer = mapping.next(block.pages());
             let payer = payer.and_then(|block| mapping.shared().folio(block.index));
             let _charged = payer.as_ref().map(ChargedTo::payer_of);
+            let node = match (self.node, &payer) {
+                (Node::Any, Some(folio)) => Node::Rather(folio.node()),
+                (node, _) => node,
+            };
             drop(payer);
-            let new = NewFolio::new(block.order, self.node).ok_or(short)?;
+            let new = NewFolio::new(block.order, node).ok_or(short)?;
             let spare = spare.as_ref().map_err(|_| short)?;
             spare.put(new, block).map_err(|_| short)?
         };
         let mut attempt = 0;
         loop {
-            let merged = self.put_in(&mapping.exclusive(), block, fill, &new, short);
+            let merged = {
+                let _lock = mapping.lock_inode();
+                self.put_in(&mapping.exclusive(), block, fill, &new, short)
+            };
             attempt += 1;
             match merged {
                 Err(refused) if refused.why == Why::Referenced => {
                     if !may_try(attempt, TRIES, refused.is_pinned()) {
                         return Err(refused);
                     }
-                    // Without the lock, and this processor first: another may let us wait.
+                    // Without the locks, and this processor first: another may let us wait. The new
+                    // folio is locked, but only who moves memory finds that one.
                     drain_lru(attempt > 1);
                 }
                 merged => return merged,

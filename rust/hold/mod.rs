@@ -19,10 +19,12 @@
 //! # Locks
 //!
 //! From the outside in; all sleep.
-//! 1. the inode lock: one `write()` or `fallocate()`, or one folio's split or merge, at a time;
+//! 1. the inode lock: one `write()` or `fallocate()`, one folio's split or the step that puts a merged
+//!    one in its place, or one call for seals at a time;
 //! 2. the caller's `mmap_lock`, when mm calls for a fault;
 //! 3. the mapping's invalidate lock: shared by whoever adds pages or looks into them (fault, read, write,
-//!    allocate), taken alone to punch, split and merge. Nothing faults under it: `read()` and `write()` make the caller's
+//!    allocate), taken alone to punch, split and merge; alone too, without the inode lock, by a fault that
+//!    gets out a page that failed, and by the file's end. Nothing faults under it: `read()` and `write()` make the caller's
 //!    buffer present first and copy with faults off;
 //! 4. a folio's lock. A fault gives the locked folio to mm, which maps it and unlocks it without the
 //!    invalidate lock; therefore whoever removes, splits or merges takes the folio's lock too and unmaps

@@ -180,11 +180,16 @@ struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned 
 	return IS_ERR(folio) ? NULL : folio;
 }
 
-struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node)
+struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node, bool only)
 {
 	if (node == NUMA_NO_NODE)
 		return filemap_alloc_folio(gfp, order, NULL);
-	return __folio_alloc(gfp | __GFP_THISNODE, order, node, NULL);
+	return __folio_alloc(only ? gfp | __GFP_THISNODE : gfp, order, node, NULL);
+}
+
+int kvmate_folio_node(struct folio *folio)
+{
+	return folio_nid(folio);
 }
 
 void kvmate_folio_put(struct folio *folio)

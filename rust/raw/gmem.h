@@ -55,7 +55,9 @@ void kvmate_mapping_min_order(struct address_space *mapping, unsigned int order)
 /* Locked and with a reference, or NULL. */
 struct folio *kvmate_mapping_lock_folio(struct address_space *mapping, unsigned long index);
 
-struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node);
+/* Of no node (NUMA_NO_NODE): as the task's policy says. "only": of no other. */
+struct folio *kvmate_folio_alloc(gfp_t gfp, unsigned int order, int node, bool only);
+int kvmate_folio_node(struct folio *folio);
 void kvmate_folio_put(struct folio *folio);
 /* The caller's reference is not told. */
 void kvmate_folio_look(struct folio *folio, struct kvmate_folio_state *state);

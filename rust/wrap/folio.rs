@@ -32,6 +32,8 @@ pub(crate) enum Node {
     Any,
     /// This one only.
     Only(i32),
+    /// This one, or another if there is none.
+    Rather(i32),
 }
 
 impl Node {
@@ -45,7 +47,7 @@ impl Node {
     fn number(self) -> i32 {
         match self {
             Self::Any => bindings::NUMA_NO_NODE,
-            Self::Only(number) => number,
+            Self::Only(number) | Self::Rather(number) => number,
         }
     }
 }
@@ -64,8 +66,9 @@ impl NewFolio {
             0 => raw::GFP_PAGE,
             _ => raw::GFP_LARGE,
         };
+        let only = matches!(node, Node::Only(_));
         // SAFETY: May sleep; the node is none or one that has memory.
-        let folio = unsafe { raw::kvmate_folio_alloc(gfp, order, node.number()) };
+        let folio = unsafe { raw::kvmate_folio_alloc(gfp, order, node.number(), only) };
         // INVARIANT: Just made.
         NonNull::new(folio).map(Self)
     }
@@ -163,6 +166,12 @@ impl LockedFolio {
             index: self.index(),
             order: self.order(),
         }
+    }
+
+    /// The node that it lies in.
+    pub(crate) fn node(&self) -> i32 {
+        // SAFETY: We hold a reference (type invariant).
+        unsafe { raw::kvmate_folio_node(self.0.as_ptr()) }
     }
 
     /// Its size in bytes.

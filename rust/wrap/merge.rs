@@ -136,8 +136,8 @@ impl Exclusive<'_> {
 }
 
 /// Have this processor sort in the folios that it keeps in lists of its own, each with a reference; or
-/// all processors. Waits for them, and one that runs a real-time task lets us wait: no lock that others
-/// need for that file's memory may be held.
+/// all processors. Waits for them, and one that runs a real-time task lets us wait: no lock that
+/// faults and reads need may be held.
 pub(crate) fn drain_lru(everywhere: bool) {
     // SAFETY: Process context.
     unsafe { raw::kvmate_lru_drain(everywhere) };
