@@ -6,6 +6,7 @@
 //! files and holds, watches and starves them, [`tool`] runs the command-line tool, on a
 //! [`terminal`] if it is to have one, [`export`] the exporter of it.
 
+pub mod affinity;
 pub mod bench;
 pub mod binary_stats;
 pub mod delay;

@@ -215,7 +215,7 @@ fn of_gmem(size: usize) -> Result<Costs> {
         Ok(())
     })?;
     let split = cost(size, || {
-        each_huge(size, |at| shape::split(file, at + AT, PAGE, 0))
+        each_huge(size, |at| shape::split(file, at + AT, PAGE, 0).map(drop))
     })?;
     // The page itself, its neighbour, and a ladder.
     all(0, 2 * number)?;
@@ -223,7 +223,7 @@ fn of_gmem(size: usize) -> Result<Costs> {
     shape::merge(file, 0, size, 9)?;
     touch(&map, size, HUGE);
     is_huge()?;
-    let all_split = cost(size, || shape::split(file, 0, size, 0))?;
+    let all_split = cost(size, || shape::split(file, 0, size, 0).map(drop))?;
     all(0, 512 * number)?;
     touch(&map, size, PAGE);
     has(gmem, file, &map, 0, 0)?;

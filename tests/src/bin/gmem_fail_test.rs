@@ -11,7 +11,7 @@ use kvmate_tests::{
         child::{self, Ended},
         errno, fallocate, info_of,
         inject::{self, each_site, Injection, Nth},
-        memory::Before,
+        memory::{meminfo, Before},
         punch,
         shape::{self, Shape},
         Map, HUGE, PAGE,
@@ -46,9 +46,12 @@ fn main() -> ExitCode {
 fn with(test: impl Fn(&Injection) -> Result<()>) -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let injection = Injection::new()?;
-    let before = Before::now()?;
+    let (before, huge) = (Before::now()?, meminfo("FileHugePages")?);
     test(&injection)?;
     before.is_now()?;
+    // Others have few, if any.
+    let more = meminfo("FileHugePages")? - huge;
+    ensure!(more < 2 * HUGE as i64, "{more} bytes more of huge pages");
     drop(injection);
     kvmate.unload()
 }

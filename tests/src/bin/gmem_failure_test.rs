@@ -3,6 +3,7 @@
 
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
+    affinity::Affinity,
     ensure_eq,
     gmem::{
         self, allocated,
@@ -20,13 +21,7 @@ use kvmate_tests::{
     module::{modprobe, Kvmate},
 };
 use kvmate_uapi::{KVMATE_GMEM_DIRTY, KVMATE_GMEM_HOLE, KVMATE_GMEM_POISONED, KVMATE_GMEM_SMALL};
-use nix::{
-    errno::Errno,
-    libc,
-    sched::{sched_setaffinity, CpuSet},
-    sys::signal::Signal,
-    unistd::{self, Pid},
-};
+use nix::{errno::Errno, libc, sys::signal::Signal, unistd};
 use std::{
     fs::{self, File},
     os::{fd::AsRawFd, unix::fs::FileExt},
@@ -321,9 +316,7 @@ fn never_again() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let before = meminfo("HardwareCorrupted")?;
     // What a processor freed last it gives out first.
-    let mut one = CpuSet::new();
-    one.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &one)?;
+    let _one = Affinity::one()?;
     let mut gone = Vec::new();
     for (punched, held) in [(true, false), (false, false), (true, true), (false, true)] {
         let (file, map, _) = patterned(0)?;

@@ -155,7 +155,7 @@ fn device(reads_memory: bool) -> Result<()> {
         match shape {
             Shape::Split => shape::split(&file, 0, HUGE, 0)?,
             Shape::Merge => shape::merge_and_fill(&file, 0, HUGE, 9)?,
-        }
+        };
         is(&file, &map, &pattern, &format!("{shape:?}: done"))?;
         if reads_memory {
             // What it wrote is what was there.

@@ -234,7 +234,7 @@ fn beside_faults() -> Result<()> {
     let map = Map::new(&file, HUGE)?;
     let stop = Stop::default();
     let end = Instant::now() + Duration::from_secs(if slow() { 10 } else { 4 });
-    let mut said = [0; 3];
+    let mut said = [0; 4];
     let touched = std::thread::scope(|scope| -> Result<u64> {
         let toucher = scope.spawn(|| {
             let _stop = stop.on_drop();
@@ -256,8 +256,10 @@ fn beside_faults() -> Result<()> {
             let whole = result.is_ok() && range.done == range.length;
             let hole = result == Err(Errno::EINVAL) && range.flags == 0;
             let held = result == Err(Errno::EAGAIN);
-            ensure!(whole || hole || held, "{result:?} {range:?}");
-            let numbers = [whole, hole, held];
+            // No memory is no fault of ours: 2 MiB in one piece are not always there.
+            let short = result == Err(Errno::ENOMEM);
+            ensure!(whole || hole || held || short, "{result:?} {range:?}");
+            let numbers = [whole, hole, held, short];
             said.iter_mut()
                 .zip(numbers)
                 .for_each(|(n, so)| *n += u64::from(so));
@@ -265,16 +267,19 @@ fn beside_faults() -> Result<()> {
         drop(_stop);
         Ok(toucher.join().expect("no panic"))
     })?;
-    println!("# {touched} touched; merged, holes, held: {said:?}");
+    println!("# {touched} touched; merged, holes, held, short of memory: {said:?}");
     ensure!(touched > 0 && said[0] > 0, "{touched} {said:?}");
     shape::merge_and_fill(&file, 0, HUGE, 9)?;
-    ensure_eq!(
-        meminfo("FileHugePages")? - before,
-        HUGE as i64,
-        "huge pages in the end"
+    // Others have files too; a folio that was left behind each round is much more.
+    let more = meminfo("FileHugePages")? - before;
+    let slack = (said[0] / 2).clamp(2, 16) as i64 * HUGE as i64;
+    ensure!(
+        (more - HUGE as i64).abs() < slack,
+        "huge pages in the end: {more}"
     );
     drop((map, file));
-    ensure_eq!(meminfo("FileHugePages")?, before, "huge pages then");
+    let more = meminfo("FileHugePages")? - before;
+    ensure!(more.abs() < slack, "huge pages then: {more}");
     kvmate.unload()
 }
 

@@ -359,22 +359,38 @@ fn folios_still_change() -> Result<()> {
 fn mapping_meets_sealing() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (mut sealed, mut busy) = (0, 0);
-    for round in 0..400 {
+    // How much later who maps is to begin than who seals: whoever came first waits longer the next time,
+    // and each time longer until the other comes first.
+    let (mut later, mut step) = (0i64, 0i64);
+    let spin = |times: i64| (0..times).for_each(|_| std::hint::spin_loop());
+    for round in 0..4000 {
+        if round >= 400 && sealed > 0 && busy > 0 {
+            break;
+        }
         let file = gmem::create(SIZE, 0)?;
         let go = std::sync::Barrier::new(2);
         let (mapped, added) = std::thread::scope(|scope| {
             let mapper = scope.spawn(|| {
                 go.wait();
-                (0..round % 7 * 40).for_each(|_| std::hint::spin_loop());
+                spin(later);
                 mmap(&file, SIZE, BOTH, libc::MAP_SHARED).map(|map| map as usize)
             });
             go.wait();
+            spin(-later);
             let added = seal::add(&file, WRITE);
             (mapper.join().expect("no panic"), added)
         });
         match (mapped, added) {
-            (Err(Errno::EPERM), Ok(WRITE)) => sealed += 1,
-            (Ok(_), Err(Errno::EBUSY)) => busy += 1,
+            (Err(Errno::EPERM), Ok(WRITE)) => {
+                sealed += 1;
+                step = (2 * step).clamp(-(1 << 16), -16);
+                later += step;
+            }
+            (Ok(_), Err(Errno::EBUSY)) => {
+                busy += 1;
+                step = (2 * step).clamp(16, 1 << 16);
+                later += step;
+            }
             // mm was asked before it was unsealed again, or neither came first.
             (Err(Errno::EPERM), Err(Errno::EBUSY)) => {}
             other => ensure!(false, "round {round}: {other:?}"),
@@ -384,7 +400,7 @@ fn mapping_meets_sealing() -> Result<()> {
             Errno::result(unsafe { libc::munmap(map as *mut _, SIZE) })?;
         }
     }
-    println!("# sealed {sealed}, busy {busy}");
+    println!("# sealed {sealed}, busy {busy}, {later} later in the end");
     ensure!(sealed > 0 && busy > 0, "sealed {sealed}, busy {busy}");
     kvmate.unload()
 }

@@ -3,6 +3,7 @@
 
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
+    affinity::Affinity,
     ensure_eq,
     gmem::{
         self, allocated,
@@ -24,12 +25,7 @@ use kvmate_uapi::{
     kvmate_gmem_range, KVMATE_GMEM_DIRTY, KVMATE_GMEM_FILL, KVMATE_GMEM_HOLE, KVMATE_GMEM_LOCKED,
     KVMATE_GMEM_PINNED, KVMATE_GMEM_SMALL,
 };
-use nix::{
-    errno::Errno,
-    libc,
-    sched::{sched_setaffinity, CpuSet},
-    unistd::Pid,
-};
+use nix::{errno::Errno, libc};
 use std::{
     fs::{File, OpenOptions},
     os::{fd::AsRawFd, unix::fs::FileExt},
@@ -152,24 +148,26 @@ fn every_order() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     for order in (0..9).rev() {
         let (file, map, pattern) = patterned(2)?;
-        shape::split(&file, 0, 2 * HUGE, order)?;
+        let held = shape::split(&file, 0, 2 * HUGE, order)?;
         all_of(&file, order, 1024 >> order)?;
         is(&file, &map, &pattern, &format!("split to {order}"))?;
         ensure_eq!(allocated(&file)?, 2 * HUGE, "split to {order}: st_blocks");
         // What is small enough stays.
         let done = info_of(&file, "split_done")?;
-        ensure_eq!(done, info_of(&file, "split_tried")?, "splits");
+        let tried = info_of(&file, "split_tried")?;
+        ensure_eq!(done + held, tried, "splits");
         ensure!(done >= 2, "{done} splits");
         shape::split(&file, 0, 2 * HUGE, order)?;
-        ensure_eq!(info_of(&file, "split_tried")?, done, "splits of nothing");
+        ensure_eq!(info_of(&file, "split_tried")?, tried, "splits of nothing");
+        let mut held = 0;
         if order < 5 {
-            shape::merge(&file, HUGE, HUGE, 5)?;
+            held += shape::merge(&file, HUGE, HUGE, 5)?;
             let halves = folios(&file)?;
             ensure_eq!(halves[order as usize], 512 >> order, "the first half");
             ensure_eq!(halves[5], 16, "the second half");
             is(&file, &map, &pattern, &format!("merged from {order} to 5"))?;
         }
-        shape::merge(&file, 0, 2 * HUGE, 9)?;
+        held += shape::merge(&file, 0, 2 * HUGE, 9)?;
         all_of(&file, 9, 2)?;
         is(&file, &map, &pattern, &format!("merged from {order}"))?;
         ensure_eq!(
@@ -181,7 +179,8 @@ fn every_order() -> Result<()> {
         let expected = if order < 5 { 2 + 16 } else { 2 };
         ensure_eq!(merged, expected, "merges");
         shape::merge(&file, 0, 2 * HUGE, 9)?;
-        ensure_eq!(info_of(&file, "merge_tried")?, merged, "merges of nothing");
+        let tried = info_of(&file, "merge_tried")?;
+        ensure_eq!(tried, merged + held, "merges of nothing");
     }
     kvmate.unload()
 }
@@ -394,30 +393,31 @@ fn held_page_is_not_merged() -> Result<()> {
     kvmate.unload()
 }
 
-fn run_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
-
 /// Pages that were just made are in lists of the processors that made them, which hold references.
 fn fresh_pages_merge() -> Result<()> {
     let kvmate = Kvmate::load("")?;
-    let cpus = std::thread::available_parallelism()?.get();
+    let affinity = Affinity::now()?;
+    let cpus = affinity.cpus();
+    ensure!(cpus.len() > 1, "another processor is needed: {cpus:?}");
     kvmate.write("knobs/gmem_order", "0")?;
     let file = gmem::create(HUGE, 0)?;
     let map = Map::new(&file, HUGE)?;
     let pattern = pattern(HUGE);
-    for cpu in (0..cpus).rev() {
-        run_on(cpu)?;
-        for page in (cpu..512).step_by(cpus) {
+    for (number, cpu) in cpus.iter().enumerate().rev() {
+        affinity.pin(*cpu)?;
+        for page in (number..512).step_by(cpus.len()) {
             file.write_all_at(&pattern[page * PAGE..][..PAGE], (page * PAGE) as u64)?;
         }
     }
+    // We are on the first; what others have we do not sort in by ourselves.
     let fresh = query::records(&file, 0, HUGE, 512)?;
-    let held = fresh.iter().filter(|r| r.references > r.expected).count();
-    ensure!(held >= cpus, "only {held} pages are in a processor's list");
-    shape::merge(&file, 0, HUGE, 9)?;
+    let held = fresh.iter().enumerate();
+    let held = held
+        .filter(|(page, r)| page % cpus.len() > 0 && r.references > r.expected)
+        .count();
+    ensure!(held > 0, "no page is in another processor's list");
+    let again = shape::merge(&file, 0, HUGE, 9)?;
+    ensure_eq!(again, 0, "how often it was refused");
     all_of(&file, 9, 1)?;
     is(&file, &map, &pattern, "merged")?;
     drop((file, map));
@@ -465,7 +465,12 @@ fn payer_pays() -> Result<()> {
     shape::merge(&file, 0, 2 * HUGE, 9).context("below the limit")?;
     // The page that we wrote is theirs now too; the old ones have gone.
     let counted = cgroup.stat("file")?;
-    ensure_eq!(counted, 2 * HUGE as u64, "file after the merge");
+    // And maybe something that a child read.
+    let most = 2 * HUGE as u64 + (1 << 20);
+    ensure!(
+        (2 * HUGE as u64..=most).contains(&counted),
+        "file after the merge: {counted}"
+    );
     let huge = cgroup.stat("file_thp")?;
     ensure_eq!(huge, 2 * HUGE as u64, "file_thp");
     ensure_eq!(cgroup.events("oom_kill")?, 0, "processes killed");
@@ -480,17 +485,23 @@ const COUNTED: [&str; 4] = ["Cached", "FileHugePages", "Unevictable", "Mlocked"]
 fn memory_comes_back() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (file, map, pattern) = patterned(4)?;
+    // SAFETY: Our own mapping.
+    Errno::result(unsafe { libc::mlock(map.address() as *const _, 4 * HUGE) })?;
     let before = Before::now()?;
+    ensure!(meminfo("Mlocked")? >= 4 * HUGE as i64, "locked in memory");
     let counted = || -> Result<Vec<i64>> { COUNTED.iter().map(|key| meminfo(key)).collect() };
     let expected = counted()?;
     for round in 0..20 {
         shape::split(&file, 0, 4 * HUGE, round % 9)?;
         shape::merge(&file, 0, 4 * HUGE, 9)?;
     }
-    // Those of others change by pages; a round that leaves a folio in or out, by 8 MiB and more.
+    // What is not mapped is locked by the next access only.
+    is(&file, &map, &pattern, "before it is counted")?;
+    // Those of others change by some MiB (programs that caches had dropped); if each round left what
+    // it split, or what it merged, in or out, by 160 MiB.
     for ((key, now), before) in COUNTED.iter().zip(counted()?).zip(expected) {
         ensure!(
-            (now - before).abs() < 4 << 20,
+            (now - before).abs() < 40 << 20,
             "{key}: {before}, then {now}"
         );
     }

@@ -8,6 +8,7 @@ use anyhow::{ensure, Context, Result};
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use kvmate_tests::{
+    affinity::Affinity,
     ensure_eq,
     guest::{
         long,
@@ -22,10 +23,7 @@ use kvmate_tests::{
     trace::What,
     tsc,
 };
-use nix::{
-    sched::{sched_getaffinity, sched_setaffinity, CpuSet},
-    unistd::{gettid, Pid},
-};
+use nix::unistd::gettid;
 use std::{
     path::Path,
     process::ExitCode,
@@ -443,28 +441,6 @@ fn vcpus_take_turns_on_a_cpu() -> Result<()> {
         as_known(&rows, what, ROUNDS)?;
     }
     oracle.end()
-}
-
-/// Where this thread may run; dropping it makes that so again.
-struct Affinity(CpuSet);
-
-impl Affinity {
-    fn now() -> Result<Self> {
-        Ok(Self(sched_getaffinity(Pid::from_raw(0))?))
-    }
-
-    /// On one CPU only.
-    fn pin(&self, cpu: usize) -> Result<()> {
-        let mut only = CpuSet::new();
-        only.set(cpu)?;
-        Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
-    }
-}
-
-impl Drop for Affinity {
-    fn drop(&mut self) {
-        sched_setaffinity(Pid::from_raw(0), &self.0).expect("what was allowed before");
-    }
 }
 
 /// A VMM that takes known times, from one to fifty milliseconds.

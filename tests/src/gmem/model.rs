@@ -73,7 +73,7 @@ pub struct Pair {
     /// Whether somebody else holds and locks pages of ours.
     held: bool,
     /// How often folios were split, merged, merged with holes filled, refused for a hole, refused for a
-    /// reference; and looked at.
+    /// reference, where somebody is to hold some; and looked at.
     pub shaped: [Cell<u64>; 6],
 }
 
@@ -206,7 +206,17 @@ impl Pair {
         let mut range = shape::range(at, (1 + random.below(most.min(8))) * block, order);
         let fill = shape == Shape::Merge && random.below(2) == 0;
         range.flags = if fill { KVMATE_GMEM_FILL } else { 0 };
-        let said = shape::call(&self.ours.0, shape, &mut range);
+        let asked = range;
+        let mut said = shape::call(&self.ours.0, shape, &mut range);
+        // Whoever holds a page though nobody is to, will not hold it long.
+        for _ in 0..5000 {
+            if self.held || said != Err(Errno::EAGAIN) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            range = asked;
+            said = shape::call(&self.ours.0, shape, &mut range);
+        }
         let hole = range.refused.flags & KVMATE_GMEM_HOLE != 0;
         let what = match (said, shape, fill) {
             (Ok(()), Shape::Split, _) => 0,

@@ -5,7 +5,11 @@ use anyhow::{anyhow, Result};
 pub use kvmate_uapi::call::Shape;
 use kvmate_uapi::{call::reshape, kvmate_gmem_range, KVMATE_GMEM_FILL};
 use nix::errno::Errno;
-use std::fs::File;
+use std::{
+    fs::File,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// The call itself; what it wrote back is in `range`.
 pub fn call(file: &File, shape: Shape, range: &mut kvmate_gmem_range) -> nix::Result<()> {
@@ -23,34 +27,51 @@ pub fn range(offset: usize, length: usize, order: u32) -> kvmate_gmem_range {
     }
 }
 
-/// All of it, going on after signals: io_uring's work counts as one.
-fn whole(file: &File, shape: Shape, mut range: kvmate_gmem_range) -> Result<()> {
+/// How long somebody may hold a page who has nothing to do with the test: faults, and whoever looks at
+/// memory for the system.
+const HELD: Duration = Duration::from_secs(5);
+
+/// All of it, going on after signals: io_uring's work counts as one. Tells how often somebody held a
+/// page, or had held it a moment before.
+fn whole(file: &File, shape: Shape, mut range: kvmate_gmem_range) -> Result<u64> {
+    let (since, mut held) = (Instant::now(), 0);
     loop {
         let said = call(file, shape, &mut range);
-        let done = std::mem::take(&mut range.done);
+        let (asked, done) = (range, std::mem::take(&mut range.done));
+        let refused = std::mem::take(&mut range.refused);
+        let gone = shape == Shape::Split && refused.references <= refused.expected;
         match said {
-            Ok(()) if done == range.length => return Ok(()),
-            Err(Errno::EINTR) if done > 0 => {
-                range.offset += done;
-                range.length -= done;
+            Ok(()) if done == range.length => {
+                if held > 0 {
+                    println!("# {shape:?}: {held} times a page was held by others");
+                }
+                return Ok(held);
             }
-            _ => return Err(anyhow!("{shape:?}: {said:?}, {done:#x} done: {range:?}")),
+            Err(Errno::EINTR) if done > 0 => {}
+            Err(Errno::EAGAIN) if since.elapsed() < HELD => held += 1,
+            Err(Errno::ENOMEM) if gone && since.elapsed() < HELD => held += 1,
+            _ => return Err(anyhow!("{shape:?}: {said:?}: {asked:?}")),
         }
+        if said != Err(Errno::EINTR) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        range.offset += done;
+        range.length -= done;
     }
 }
 
-/// Split, all of the range.
-pub fn split(file: &File, offset: usize, length: usize, order: u32) -> Result<()> {
+/// Split, all of the range; tells how often that was refused since others held a page.
+pub fn split(file: &File, offset: usize, length: usize, order: u32) -> Result<u64> {
     whole(file, Shape::Split, range(offset, length, order))
 }
 
-/// Merge, all of the range, which has no hole.
-pub fn merge(file: &File, offset: usize, length: usize, order: u32) -> Result<()> {
+/// Merge, all of the range, which has no hole; tells likewise.
+pub fn merge(file: &File, offset: usize, length: usize, order: u32) -> Result<u64> {
     whole(file, Shape::Merge, range(offset, length, order))
 }
 
-/// Merge, all of the range, and fill its holes.
-pub fn merge_and_fill(file: &File, offset: usize, length: usize, order: u32) -> Result<()> {
+/// Merge, all of the range, and fill its holes; tells likewise.
+pub fn merge_and_fill(file: &File, offset: usize, length: usize, order: u32) -> Result<u64> {
     let mut range = range(offset, length, order);
     range.flags = KVMATE_GMEM_FILL;
     whole(file, Shape::Merge, range)
