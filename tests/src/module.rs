@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// The parameters by which everything is recorded from load on.
@@ -59,6 +61,24 @@ pub fn unload(name: &str) -> nix::Result<()> {
     delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
 }
 
+/// For how long others may hold kvmate: khugepaged has a memory file of its own for a moment while it
+/// looks at a mapping.
+const HELD: Duration = Duration::from_secs(10);
+
+/// `rmmod kvmate`, when nobody holds it.
+fn unload_kvmate() -> nix::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match unload("kvmate") {
+            Err(Errno::EWOULDBLOCK) if begin.elapsed() < HELD => {
+                println!("# kvmate is held for a moment");
+                thread::sleep(Duration::from_millis(100));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// A loaded kvmate; dropping it unloads.
 pub struct Kvmate(());
 
@@ -85,7 +105,7 @@ impl Kvmate {
     /// Unload, and see that nothing of it is left.
     pub fn unload(self) -> Result<()> {
         std::mem::forget(self);
-        unload("kvmate").context("rmmod kvmate")?;
+        unload_kvmate().context("rmmod kvmate")?;
         for left in [DEBUGFS, DEVICE, "/sys/module/kvmate"] {
             anyhow::ensure!(
                 !Path::new(left).exists(),
@@ -118,7 +138,7 @@ impl Kvmate {
 
 impl Drop for Kvmate {
     fn drop(&mut self) {
-        if let Err(error) = unload("kvmate") {
+        if let Err(error) = unload_kvmate() {
             eprintln!("# rmmod kvmate: {error}");
         }
     }

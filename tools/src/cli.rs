@@ -94,7 +94,6 @@ mod tests {
             "kvmate map a --page x",
             "kvmate map a --page 0 --why",
             "kvmate map a --what",
-            "kvmate list",
             "kvmate export x",
             "kvmate export --listen localhost",
             "kvmate export --listen 127.0.0.1:65536",

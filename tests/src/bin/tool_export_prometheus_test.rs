@@ -95,7 +95,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// One that scrapes that address each second.
+    /// One that scrapes that address every three seconds.
     fn start(target: &str) -> Result<Self> {
         let folder = std::env::temp_dir().join("kvmate-prometheus");
         fs::create_dir_all(&folder)?;
@@ -103,7 +103,7 @@ impl Prometheus {
         fs::write(
             &configuration,
             format!(
-                "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n  - job_name: kvmate\n    \
+                "global:\n  scrape_interval: 3s\n  scrape_timeout: 3s\nscrape_configs:\n  - job_name: kvmate\n    \
                  static_configs: [{{ targets: ['{target}'] }}]\n"
             ),
         )?;

@@ -73,7 +73,7 @@ fn axis(first: u32, last: u32, width: usize) -> String {
 
 /// `10us`: a power of ten, without digits behind the point.
 fn mark(power: u32) -> String {
-    let text = units::time(10u64.saturating_pow(power));
+    let text = units::duration(10u64.saturating_pow(power));
     let digits = text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number = number.split('.').next().unwrap_or(number);

@@ -190,9 +190,9 @@ fn draw_reasons(frame: &mut Frame, area: Rect, times: Rect, model: &Model) {
             per_second(row.rate),
             row.share
                 .map_or("-".into(), |share| format!("{:.1}", share * 100.0)),
-            units::time(exit.p50_ns),
-            units::time(exit.p99_ns),
-            units::time(exit.max_ns),
+            units::duration(exit.p50_ns),
+            units::duration(exit.p99_ns),
+            units::duration(exit.max_ns),
         ]
     });
     let list = List {
@@ -234,7 +234,7 @@ fn draw_times(frame: &mut Frame, area: Rect, exit: &super::read::Exit) {
         Some(drawn) => {
             for band in &drawn.bands {
                 let bar = "\u{2588}".repeat(band.to - band.from + 1);
-                let (part, to) = (band.part, units::time(band.to_ns));
+                let (part, to) = (band.part, units::duration(band.to_ns));
                 let label = format!(" {part:>5} up to {to}");
                 lines.push(Line::from(format!(
                     "{label:LABELS$}{:from$}{bar}",
