@@ -207,8 +207,8 @@ struct kvmate_gmem {
  * read() and write() go on beside it; faults on all of that folio are SIGBUS until it is let go,
  * and the next one then takes the page out. Mappings and guests that had the folio mapped by then
  * keep it, with the page that failed, until one of those faults: nothing tells kvmate before. If
- * such a folio is punched as a whole, or the file ends, while it is held, or while there is no memory
- * to split it with, none of its memory goes back to the system, then or later.
+ * such a folio is punched as a whole, or the file ends, while it is held, or while there is no
+ * memory to split it with, none of its memory goes back to the system, then or later.
  *
  * A punched range reads zeros at once, for every process and every guest, through whatever mapping
  * was made before. All its whole 4 KiB pages go back to the system, and no byte outside it changes.
@@ -321,10 +321,10 @@ struct kvmate_gmem_range {
  * theirs, to be sorted in, are fetched from there; for that a processor that runs a real-time task
  * may let a merge wait.) The reference may be gone again when the folio is looked at for @refused:
  * then its references are those expected. Holes stay holes when splitting. Merging copies into new
- * memory, which is charged to who paid for the first page of each new folio; the old pages go back to
- * the system. It is of the file's node (KVMATE_GMEM_NODE), else of the node that this first page is
- * on, or of another if that has none. What was nothing but a hole (KVMATE_GMEM_FILL) is charged to
- * the caller, and the caller's policy chooses its node. knobs/gmem_order is not asked.
+ * memory, which is charged to who paid for the first page of each new folio; the old pages go back
+ * to the system. It is of the file's node (KVMATE_GMEM_NODE), else of the node that this first page
+ * is on, or of another if that has none. What was nothing but a hole (KVMATE_GMEM_FILL) is charged
+ * to the caller, and the caller's policy chooses its node. knobs/gmem_order is not asked.
  *
  * What a file was merged to may be split again by a punch, and what was split is not merged again
  * by itself.
@@ -374,8 +374,8 @@ struct kvmate_gmem_seals {
  *
  * To add KVMATE_GMEM_SEAL_WRITE all pages are looked at, and where one is held, all processors are
  * asked to sort in the pages that they keep in lists of theirs. One that runs a real-time task
- * (SCHED_FIFO) may let that wait, without an end and not to be interrupted; calls that write, punch,
- * allocate, split, merge or seal this file wait then too. Faults and reads do not.
+ * (SCHED_FIFO) may let that wait, without an end and not to be interrupted; calls that write,
+ * punch, allocate, split, merge or seal this file wait then too. Faults and reads do not.
  *
  * Errors; no seal is added then:
  *   EPERM	the descriptor is not open for writing, and @add is not zero; or the file has
