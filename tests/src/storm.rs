@@ -107,11 +107,14 @@ impl Lived {
     }
 }
 
+/// Waited out only where something is wrong.
+const PATIENCE: Duration = Duration::from_secs(100);
+
 /// Stand by until something is so; it must be soon.
 pub fn until(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while !so()? {
-        ensure!(Instant::now() < end, "not so after 20 s: {what}");
+        ensure!(Instant::now() < end, "not so after {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_micros(300));
     }
     Ok(())

@@ -8,6 +8,8 @@ use std::{
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
     str::FromStr,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Where debugfs is.
@@ -27,6 +29,10 @@ pub struct Process {
 const EIO: i32 = 5;
 /// And so while the module goes.
 const ENXIO: i32 = 6;
+
+/// For how long a VM or the module may be coming or going.
+const SETTLED: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A VM's folder.
 #[derive(Clone, Debug)]
@@ -104,9 +110,32 @@ impl Vm {
         }
     }
 
+    /// The same; none if the VM has ended, or ends.
+    pub fn vcpus_fleeting(&self) -> Result<Option<Vec<u32>>> {
+        there(numbers_in(&self.folder, "vcpu")).map_err(|error| self.failed(".", &error))
+    }
+
+    /// Do something with one of its files, once the folder is whole: its files come after it, and go before it.
+    fn once_there<T>(&self, file: &str, act: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
+        let path = self.folder.join(file);
+        let begin = Instant::now();
+        loop {
+            match act(&path) {
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && self.folder.exists()
+                        && begin.elapsed() < SETTLED =>
+                {
+                    thread::sleep(PAUSE);
+                }
+                done => return done.map_err(|error| self.failed(file, &error)),
+            }
+        }
+    }
+
     /// Read one of its files.
     pub fn read(&self, file: &str) -> Result<String> {
-        fs::read_to_string(self.folder.join(file)).map_err(|error| self.failed(file, &error))
+        self.once_there(file, |path| fs::read_to_string(path))
     }
 
     /// Read one of its files; none if the VM has ended, or ends.
@@ -116,8 +145,7 @@ impl Vm {
 
     /// Write to one of its files, by one `write()`. The inner result is what the module answers to that.
     pub fn command(&self, file: &str, text: &str) -> Result<io::Result<()>> {
-        let opened = open_to_write(&self.folder.join(file));
-        let mut opened = opened.map_err(|error| self.failed(file, &error))?;
+        let mut opened = self.once_there(file, open_to_write)?;
         Ok(opened.write_all(text.as_bytes()))
     }
 
@@ -126,8 +154,7 @@ impl Vm {
         const FILE: &str = "lookup";
         // Somebody else may ask in between: the file is one for all.
         for _ in 0..100 {
-            write(&self.folder.join(FILE), &format!("{gpa:#x}"))
-                .map_err(|error| self.failed(FILE, &error))?;
+            self.once_there(FILE, |path| write(path, &format!("{gpa:#x}")))?;
             let answer = self.read(FILE)?;
             if answer.lines().next() == Some(&format!("gpa {gpa:#x}")) {
                 return Ok(answer);
@@ -314,16 +341,33 @@ fn not_loaded() -> anyhow::Error {
     anyhow!("the module kvmate is not loaded: insmod kvmate.ko, or modprobe kvmate")
 }
 
+/// What it means that something of the tree is not there, and what to do.
+fn missing() -> anyhow::Error {
+    let begin = Instant::now();
+    // While the module comes or goes the tree is there in part.
+    while begin.elapsed() < SETTLED {
+        if !Path::new(MODULE).exists() {
+            return not_loaded();
+        }
+        if fs::read_dir(DEBUGFS).is_ok_and(|mut entries| entries.next().is_none()) {
+            return anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}");
+        }
+        thread::sleep(PAUSE);
+    }
+    anyhow!(
+        "a part of {DEBUGFS}/kvmate is not there: the loaded module is of another version; install the one that \
+         came with this tool"
+    )
+}
+
 /// Why there is no tree, and what to do.
 pub fn no_tree(error: &io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::PermissionDenied => {
             anyhow!("{DEBUGFS} cannot be read: this needs root (sudo kvmate ...)")
         }
-        ErrorKind::NotFound if !Path::new(MODULE).exists() => not_loaded(),
-        ErrorKind::NotFound => {
-            anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}")
-        }
+        ErrorKind::NotFound => missing(),
+        _ if error.raw_os_error() == Some(ENXIO) => not_loaded(),
         _ => anyhow!("{DEBUGFS}/kvmate: {error}"),
     }
 }
@@ -430,6 +474,29 @@ pub mod tests {
         }
         let said = no_tree(&io::Error::from_raw_os_error(13)).to_string();
         assert!(said.contains("root"), "{said}");
+    }
+
+    #[test]
+    fn folders_are_waited_for_until_they_are_whole() {
+        let folder = std::env::temp_dir().join(format!("kvmate-tree-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let vm = Vm {
+            folder: folder.clone(),
+            ..vm("1-1", None)
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                // Whole at once, as the module's are.
+                fs::write(folder.join(".exits"), "text").unwrap();
+                fs::rename(folder.join(".exits"), folder.join("exits")).unwrap();
+            });
+            assert_eq!(vm.read("exits").unwrap(), "text");
+        });
+        fs::remove_dir_all(&folder).unwrap();
+        let begin = Instant::now();
+        assert!(vm.read("exits").is_err());
+        assert!(begin.elapsed() < SETTLED, "waited for what has gone");
     }
 
     #[test]

