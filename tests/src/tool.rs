@@ -52,6 +52,17 @@ pub const SCHEMAS: &[(&str, &str)] = &[
     ("snapshot", include_str!("../../tools/schema/snapshot.json")),
     ("map", include_str!("../../tools/schema/map.json")),
     ("map-page", include_str!("../../tools/schema/map-page.json")),
+    ("inject", include_str!("../../tools/schema/inject.json")),
+    (
+        "inject-storm",
+        include_str!("../../tools/schema/inject-storm.json"),
+    ),
+    (
+        "gmem-list",
+        include_str!("../../tools/schema/gmem-list.json"),
+    ),
+    ("gmem", include_str!("../../tools/schema/gmem.json")),
+    ("doctor", include_str!("../../tools/schema/doctor.json")),
 ];
 
 /// A document, if it is as a schema says.

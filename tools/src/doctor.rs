@@ -9,6 +9,7 @@ use crate::json;
 use anyhow::{bail, Result};
 use checks::{Check, State};
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     fs, io,
@@ -35,9 +36,11 @@ pub struct Arguments {
 }
 
 /// What is found.
-#[derive(Serialize)]
-struct Report {
+#[derive(Serialize, JsonSchema)]
+pub struct Report {
+    /// Whether all checks are `ok`.
     well: bool,
+    /// What has to be there.
     checks: Vec<Check>,
     #[serde(flatten)]
     users: Users,

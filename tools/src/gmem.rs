@@ -5,7 +5,7 @@
 mod change;
 mod create;
 mod draw;
-mod list;
+pub mod list;
 mod record;
 mod target;
 
@@ -13,6 +13,7 @@ use crate::{json, units::size};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use record::Record;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::Write;
 
@@ -69,10 +70,13 @@ pub struct Shown {
 }
 
 /// What is told of a file; the fields' names are those of `--json`.
-#[derive(Serialize)]
-struct Content {
+#[derive(Serialize, JsonSchema)]
+pub struct Content {
+    /// The file's number.
     inode: u64,
+    /// The file's bytes.
     size: u64,
+    /// Folios and holes, in the order of the file.
     records: Vec<Record>,
 }
 

@@ -2,7 +2,7 @@
 //! `kvmate inject`: an interrupt into a VM; [`storm`] many of them. [`refused`] tells why not.
 
 mod refused;
-mod storm;
+pub mod storm;
 
 use crate::{
     json::{self, OfVm},
@@ -12,6 +12,7 @@ use crate::{
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use rustix::fs::FlockOperation;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     fmt,
@@ -148,9 +149,11 @@ pub fn run(asked: &Arguments) -> Result<()> {
 }
 
 /// What became of one; its fields' names are those of `--json`.
-#[derive(Debug, PartialEq, Serialize)]
-struct Injected<'a> {
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Injected<'a> {
+    /// What was injected, as the VM's file `inject` takes it.
     request: &'a str,
+    /// `delivered`, `coalesced`, `ignored`, `signalled`, or `unknown`.
     outcome: &'a str,
 }
 

@@ -72,11 +72,13 @@ pub fn line(out: &mut impl Write, document: &impl Serialize) -> Result<()> {
 }
 
 /// What is told of no VM alone.
-#[derive(Serialize)]
-struct Plain<'a, T> {
+#[derive(Serialize, JsonSchema)]
+pub struct Plain<T> {
+    /// 1; grows when a field changes its meaning or goes.
     version: u32,
+    /// The rest.
     #[serde(flatten)]
-    content: &'a T,
+    content: T,
 }
 
 /// Write what is told of no VM alone.

@@ -2,7 +2,7 @@
 //! `kvmate schema`: what `--json` gives, as JSON schemas, made of the very types. `tools/schema` has them, too.
 
 use crate::{
-    json, list,
+    doctor, gmem, inject, json, list,
     map::{Map, Page},
     records::{Exit, Fault, Irq, Msr, Time, Vcpu},
     snapshot::Snapshot,
@@ -39,6 +39,14 @@ enum Name {
     Map,
     /// Of `map --page`
     MapPage,
+    Inject,
+    /// Of `inject --storm`
+    InjectStorm,
+    /// Of `gmem list`
+    GmemList,
+    /// Of `gmem map` and `gmem query`
+    Gmem,
+    Doctor,
 }
 
 impl Name {
@@ -61,6 +69,11 @@ impl Name {
             Self::Snapshot => of::<json::OfVm<Snapshot>>(),
             Self::Map => of::<json::OfVm<Map>>(),
             Self::MapPage => of::<json::OfVm<Page>>(),
+            Self::Inject => of::<json::OfVm<inject::Injected<'_>>>(),
+            Self::InjectStorm => of::<json::OfVm<inject::storm::Counts>>(),
+            Self::GmemList => of::<json::Plain<gmem::list::Files>>(),
+            Self::Gmem => of::<json::Plain<gmem::Content>>(),
+            Self::Doctor => of::<json::Plain<doctor::Report>>(),
         };
         schema.insert("title".into(), format!("kvmate {}", self.called()).into());
         schema

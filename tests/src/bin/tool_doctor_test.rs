@@ -63,7 +63,7 @@ fn where_(script: &str) -> Result<Done> {
 }
 
 fn json() -> Result<Value> {
-    Ok(serde_json::from_str(&doctor(&["--json"])?.out)?)
+    tool::valid("doctor", &doctor(&["--json"])?.out)
 }
 
 /// That one check is missing and no other, with what was found and how it is mended.

@@ -184,7 +184,7 @@ fn list_and_map() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (file, _) = known()?;
     let (inode, pid) = (file.metadata()?.ino(), std::process::id());
-    let told: Value = serde_json::from_str(&run(&["list", "--json"])?.well()?)?;
+    let told = tool::valid("gmem-list", &run(&["list", "--json"])?.well()?)?;
     ensure_eq!(told["version"], 1, "version");
     let listed = told["files"].as_array().context("files")?;
     ensure_eq!(listed.len(), 1, "files");
@@ -216,7 +216,7 @@ fn list_and_map() -> Result<()> {
 
     let records = query::records(&file, 0, 8 * HUGE + 4 * PAGE, 100)?;
     for what in ["map", "query"] {
-        let told: Value = serde_json::from_str(&run(&[what, &number, "--json"])?.well()?)?;
+        let told = tool::valid("gmem", &run(&[what, &number, "--json"])?.well()?)?;
         let told = told["records"].as_array().context("records")?;
         ensure_eq!(told.len(), records.len(), "records");
         for (found, record) in told.iter().zip(&records) {
@@ -332,7 +332,7 @@ fn ends_meanwhile() -> Result<()> {
         let mut owner = tool::start("gmem", &["create", "--size", "64M", "--", "sleep", "1000"])?;
         tool::became(&owner, "sleep")?;
         let pid = owner.id().to_string();
-        let number: Value = serde_json::from_str(&run(&["list", "--json"])?.well()?)?;
+        let number = tool::valid("gmem-list", &run(&["list", "--json"])?.well()?)?;
         let file = &number["files"][0];
         let (inode, fd) = (
             file["inode"].to_string(),
@@ -402,7 +402,7 @@ fn qemu() -> Result<()> {
     let maps = format!("/proc/{}/maps", qemu.id());
     let mut files = Vec::new();
     let taken = until("QEMU has taken the file", || {
-        let told: Value = serde_json::from_str(&run(&["list", "--json"])?.well()?)?;
+        let told = tool::valid("gmem-list", &run(&["list", "--json"])?.well()?)?;
         files = told["files"].as_array().context("files")?.clone();
         Ok(files.len() == 1 && files[0]["allocated"] == 64 << 20)
     });

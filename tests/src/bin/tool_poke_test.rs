@@ -121,7 +121,7 @@ fn injected() -> Result<()> {
             guest.until(0x71, count)?;
         }
         ensure_eq!(says(&["gsi", "11"])?, "gsi 11: ignored\n", "a masked pin");
-        let told: Value = serde_json::from_str(&says(&["gsi", "24", "--json"])?)?;
+        let told = tool::valid("inject", &says(&["gsi", "24", "--json"])?)?;
         ensure_eq!(told["version"], 1, "version");
         ensure_eq!(told["vm"], guest.name.as_str(), "vm");
         ensure_eq!(told["request"], "gsi 24", "request");
@@ -209,7 +209,7 @@ fn storms() -> Result<()> {
             "5000",
             "--json",
         ])?;
-        let told: Value = serde_json::from_str(&told.well()?)?;
+        let told = tool::valid("inject-storm", &told.well()?)?;
         let cells = line(guest)?;
         let columns = "state target asked sent delivered coalesced failed late rate reached";
         for (field, cell) in columns.split(' ').zip(&cells) {

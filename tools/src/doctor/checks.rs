@@ -2,11 +2,12 @@
 //! What has to be there, each looked at by itself.
 
 use super::Root;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, ErrorKind};
 
 /// How it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Ok,
@@ -27,14 +28,15 @@ impl State {
 }
 
 /// What was looked at.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Check {
     pub name: &'static str,
     pub state: State,
+    /// What there is, for people.
     pub found: String,
-    /// What does not work.
+    /// What does not work; of `missing` only.
     pub cost: Option<String>,
-    /// What mends it.
+    /// What mends it; null of `ok`.
     pub fix: Option<String>,
 }
 

@@ -7,6 +7,7 @@
 
 use super::{printable, Root};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -16,19 +17,23 @@ use std::{
 };
 
 /// All of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Users {
+    /// Of KVM's modules those that are loaded, and not built in.
     modules: Vec<Module>,
+    /// Processes with files of KVM's.
     processes: Vec<Process>,
+    /// The kernel's threads that work for VMs.
     threads: Vec<Thread>,
     /// Processes whose files we may not see.
     not_seen: u64,
 }
 
 /// One of KVM's modules.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct Module {
     name: &'static str,
+    /// Its use count; 0: it can be unloaded.
     references: u64,
     /// Modules that use it.
     holders: Vec<String>,
@@ -37,29 +42,33 @@ struct Module {
 }
 
 /// A process with files of KVM's.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct Process {
     pid: u32,
     name: String,
+    /// Its descriptors.
     files: Vec<File>,
     /// What it has mapped, which holds a file that is closed too.
     mappings: Vec<Mapping>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct File {
     fd: u32,
+    /// `kvm-vm`, `kvm-vcpu:0`, `/dev/kvm` and so on.
     what: String,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct Mapping {
+    /// As of a descriptor.
     what: String,
+    /// How many mappings of it.
     count: u64,
 }
 
 /// A thread of the kernel's that works for a VM.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct Thread {
     tid: u32,
     name: String,

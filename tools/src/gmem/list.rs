@@ -3,28 +3,34 @@
 
 use crate::{json, process, tree, units::size};
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::MetadataExt, path::Path};
 
 /// All of them; the fields' names are those of `--json`.
-#[derive(Serialize)]
-struct Files {
+#[derive(Serialize, JsonSchema)]
+pub struct Files {
+    /// By their inodes.
     files: Vec<File>,
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
 struct File {
+    /// By which `gmem map` and `gmem query` take it.
     inode: u64,
     /// Unknown, if nobody has a descriptor of it that can be seen.
     name: Option<String>,
     size: u64,
+    /// How much memory it has.
     allocated: u64,
+    /// How much of that by 2 MiB.
     huge: u64,
+    /// Who has descriptors of it.
     users: Vec<User>,
 }
 
 /// A descriptor of one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct User {
     pid: u32,
     process: String,

@@ -8,6 +8,7 @@ use kvmate_uapi::{
     call, kvmate_gmem_record, KVMATE_GMEM_DIRTY, KVMATE_GMEM_HOLE, KVMATE_GMEM_LOCKED,
     KVMATE_GMEM_MAPPED, KVMATE_GMEM_PINNED, KVMATE_GMEM_POISONED,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{io, os::fd::AsFd};
 
@@ -20,15 +21,23 @@ const FLAGS: [(u32, &str); 5] = [
 ];
 
 /// It; the fields' names are those of `--json`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Record {
+    /// Where it begins in the file.
     pub offset: u64,
+    /// Its bytes.
     pub length: u64,
+    /// It has no memory; then the numbers below are 0.
     pub hole: bool,
+    /// log2 of the folio's pages.
     pub order: u64,
+    /// References to it.
     pub references: u64,
+    /// How many it has if nobody holds it.
     pub expected: u64,
+    /// How often its pages stand in page tables.
     pub mappings: u64,
+    /// `mapped`, `pinned`, `poisoned`, `locked`, `dirty`.
     pub flags: Vec<String>,
 }
 

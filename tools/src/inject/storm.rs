@@ -9,6 +9,7 @@ use crate::{
     tree::Vm,
 };
 use anyhow::{bail, Context, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     io::{self, IsTerminal, Write},
@@ -28,17 +29,22 @@ pub struct Plan {
 }
 
 /// How far it is; the fields' names are those of `--json`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Counts {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Counts {
+    /// `running`, `done`, `stopped`, `not_allowed`, `ended`.
     state: String,
+    /// What is injected: `gsi:10`.
     target: String,
     asked: u64,
     sent: u64,
     delivered: u64,
+    /// Null of what is not coalesced.
     coalesced: Option<u64>,
     failed: u64,
     late: u64,
+    /// How many a second were asked for.
     rate: u64,
+    /// How many a second were sent; null while that is not known.
     reached: Option<u64>,
 }
 
