@@ -8,7 +8,21 @@ use clap::{Parser, Subcommand};
 
 /// Shows what the kernel module kvmate tells of running VMs.
 #[derive(Debug, Parser)]
-#[command(name = "kvmate", version, arg_required_else_help = true)]
+#[command(
+    name = "kvmate",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  kvmate doctor                 is all there that it needs?
+  kvmate list                   which VMs there are
+  kvmate exits qemu --watch 1   why one exits, each second
+  kvmate map qemu --why         its memory, and why pages are small
+  kvmate help gmem create
+It needs root, the module kvmate, and debugfs at /sys/kernel/debug. A VM is its name there (101-4), a process's number, or a
+part of a process's name that only one VM has. Each subcommand's --help has examples.
+Exit status: 0 done, 1 failed, 2 wrong usage."
+)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

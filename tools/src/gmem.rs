@@ -19,6 +19,13 @@ use std::io::Write;
 
 /// What it takes.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kvmate gmem create --size 1G --name ram -- sh -c 'stat -L {}'   a file, and a command that has it
+  kvmate gmem list                                                which there are
+  kvmate gmem map 2                                               what the one with inode 2 has where
+  kvmate gmem split --pid 101 --fd 3 --offset 2M --length 2M      one of process 101's
+Exit status: 0 done, 1 failed, 2 wrong usage; of create the command's.")]
 pub struct Arguments {
     /// What to do
     #[command(subcommand)]
@@ -31,7 +38,7 @@ pub enum What {
     /// Make a memory file, and run a command with it
     Create(create::Arguments),
     /// List memory files, and who has them
-    List(Json),
+    List(List),
     /// Draw what a memory file has where
     Map(Shown),
     /// List a memory file's folios and holes, and who holds them
@@ -42,6 +49,18 @@ pub enum What {
     Merge(change::Merge),
     /// Give memory back: make a hole
     Punch(change::Punch),
+}
+
+/// What list takes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kvmate gmem list
+  kvmate gmem list --json | jq '.files[] | select(.name == \"ram\") | .inode'
+Exit status: 0 done, 1 failed, 2 wrong usage. tools/json.md documents --json.")]
+pub struct List {
+    #[command(flatten)]
+    json: Json,
 }
 
 /// How it is told.
@@ -85,7 +104,7 @@ pub fn run(asked: &Arguments) -> Result<()> {
     let mut out = anstream::stdout().lock();
     match &asked.what {
         What::Create(asked) => create::run(asked)?,
-        What::List(asked) => list::run(&mut out, asked.json)?,
+        What::List(asked) => list::run(&mut out, asked.json.json)?,
         What::Map(asked) => show(&mut out, asked, draw::draw)?,
         What::Query(asked) => show(&mut out, asked, table)?,
         What::Split(asked) => asked.run(&mut out)?,

@@ -51,6 +51,11 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum What {
     /// A GSI: an edge, or its line up or down
+    #[command(after_help = "\
+Examples:
+  kvmate inject qemu gsi 10                           an edge, or the MSI that the GSI is routed to
+  kvmate inject qemu gsi 10 high                      a line, up until \"low\" or rmmod
+  kvmate inject qemu gsi 10 --storm 1000 --rate 500   a thousand, 500 a second")]
     Gsi {
         /// Which
         #[arg(value_parser = units::number::<u32>)]
@@ -62,6 +67,10 @@ pub enum What {
         storm: Storm,
     },
     /// An MSI that a device could write
+    #[command(after_help = "\
+Examples:
+  kvmate inject qemu msi 0xfee00000 0x4041   vector 0x41 to the APIC with id 0
+  kvmate inject qemu msi 0xfee01000 0x51 --storm 1000 --rate 500 --no-wait")]
     Msi {
         /// Where: 0xfee00000 to 0xfeefffff, bits 8 to 31 of a long APIC id from bit 40 on
         #[arg(value_parser = units::number::<u64>)]
@@ -73,12 +82,18 @@ pub enum What {
         storm: Storm,
     },
     /// An NMI
+    #[command(after_help = "\
+Example:
+  kvmate inject qemu nmi 0                   to vCPU 0: kvmate vcpus qemu lists them")]
     Nmi {
         /// To the vCPU with this number
         #[arg(value_parser = units::number::<u32>)]
         vcpu: u32,
     },
     /// What a write by the VMM to its irqfd would be
+    #[command(after_help = "\
+Example:
+  kvmate inject qemu irqfd 24                the VM's file irqfds lists those that there are")]
     Irqfd {
         /// Of this GSI
         #[arg(value_parser = units::number::<u32>)]
