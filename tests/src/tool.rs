@@ -88,6 +88,23 @@ pub fn run_as_nobody(arguments: &[&str]) -> Result<Done> {
     done
 }
 
+/// The same, while mounts that a script makes are there for it alone.
+pub fn behind(script: &str, subcommand: &str, arguments: &[&str]) -> Result<Done> {
+    let tool = command(subcommand)?;
+    let mut command = Command::new("unshare");
+    let script = format!("set -e\n{script}\nexec \"$@\"");
+    command.args(["--mount", "sh", "-c", &script, "sh"]);
+    command.arg(tool.get_program()).args(tool.get_args());
+    command.args(arguments);
+    Done::of(command)
+}
+
+/// Such a script: a text mounted over a file.
+pub fn mounted(text: &str, over: &str) -> String {
+    const FILE: &str = "/dev/shm/mounted";
+    format!("echo '{text}' >{FILE}\nmount --bind {FILE} {over}")
+}
+
 /// A subcommand of it that runs meanwhile.
 pub fn start(subcommand: &str, arguments: &[&str]) -> Result<Child> {
     let mut command = command(subcommand)?;

@@ -11,7 +11,7 @@ use kvmate_tests::{
     ktap,
     module::{self, Kvmate, WithoutKvm},
     storm,
-    tool::{self, Done},
+    tool::{self, mounted, Done},
 };
 use nix::errno::Errno;
 use serde_json::Value;
@@ -54,12 +54,7 @@ fn doctor(arguments: &[&str]) -> Result<Done> {
 
 /// What it says, while mounts that a script makes are there for it alone.
 fn where_(script: &str) -> Result<Done> {
-    let command = tool::command("doctor")?;
-    let tool = command.get_program().to_str().context("its path")?;
-    let script = format!("set -e\n{script}\nexec {tool} doctor");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script]);
-    Done::of(command)
+    tool::behind(script, "doctor", &[])
 }
 
 fn json() -> Result<Value> {
@@ -137,11 +132,6 @@ fn no_module() -> Result<()> {
     }
     ensure_eq!(json()?["checks"][0]["state"], "missing", "state");
     Ok(())
-}
-
-/// A line in a file, mounted over another.
-fn mounted(text: &str, over: &str) -> String {
-    format!("echo '{text}' >/dev/shm/doctor\nmount --bind /dev/shm/doctor {over}")
 }
 
 fn other_version() -> Result<()> {

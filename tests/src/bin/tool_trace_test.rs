@@ -6,10 +6,12 @@ use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
     ftrace::{Buffer, TRACEFS},
+    guest::irq::Trigger,
     guest::real::Program,
-    guest::steps::{Guest, Step},
+    guest::steps::{self, Guest, Step},
     ktap,
     module::Kvmate,
+    poke::{poked, PIN, VECTOR},
     storm::{until, Guest as Other},
     tool::{self, Done},
 };
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
     ktap::main(&[
         ("bad_input", bad_input),
         ("lines", lines),
+        ("faults", faults),
+        ("irqs", irqs),
         ("nothing_is_stolen", nothing_is_stolen),
         ("signals", signals),
         ("killed", killed),
@@ -171,6 +175,69 @@ fn lines() -> Result<()> {
     );
     set_back(&kvmate)?;
     drop((guest, other));
+    kvmate.unload()
+}
+
+/// The lines of one class, of a VM that does something meanwhile. There are no others.
+fn class(
+    kvmate: &Kvmate,
+    vm: &str,
+    (class, mask): (&str, &str),
+    happens: impl FnOnce() -> Result<()>,
+) -> Result<Vec<String>> {
+    let tool = start(kvmate, &["--vm", vm, "--classes", class], mask)?;
+    let happened = happens();
+    signal(&tool, Signal::SIGINT)?;
+    let text = Done::awaited(tool)?.well()?;
+    happened?;
+    set_back(kvmate)?;
+    let what = text.lines().map(|line| {
+        let told = format!(": kvmate_trace_line: vm {vm} vcpu 0: ");
+        let (_, what) = line.split_once(&told).with_context(|| line.to_owned())?;
+        Ok(what.to_owned())
+    });
+    what.collect()
+}
+
+/// A VM that has not run yet faults where it touches memory.
+fn faults() -> Result<()> {
+    let kvmate = load()?;
+    let mut guest = Guest::new(&[Step::Touch(3), Step::Out(5)])?;
+    let name = guest.name.clone();
+    let found = class(&kvmate, &name, ("faults", "4"), || guest.run())?;
+    let foreign = found.iter().find(|line| !line.starts_with("page_fault 0x"));
+    ensure_eq!(foreign, None, "of another class");
+    let touched = format!("page_fault {:#x} ", steps::MEMORY - 0x1000);
+    let wrote = |line: &String| line.starts_with(&touched) && line.contains("write");
+    ensure!(found.iter().any(wrote), "{touched:?} is not in {found:?}");
+    drop(guest);
+    kvmate.unload()
+}
+
+/// What is put into the guest, and what it ends, each once.
+fn irqs() -> Result<()> {
+    const COUNT: usize = 20;
+    let kvmate = load()?;
+    poked(Trigger::Edge, |guest| {
+        let found = class(&kvmate, &guest.name, ("irqs", "8"), || {
+            for count in 1..=COUNT as u64 {
+                guest.running.vm.fd.set_irq_line(PIN, true)?;
+                guest.running.vm.fd.set_irq_line(PIN, false)?;
+                guest.until(VECTOR, count)?;
+            }
+            Ok(())
+        })?;
+        let count = |what: &str| {
+            let line = format!("{what} {VECTOR:#x}");
+            found.iter().filter(|found| **found == line).count()
+        };
+        let (injected, ended) = (count("injected"), count("eoi"));
+        ensure_eq!(injected, COUNT, "injected: {found:?}");
+        // The last one's EOI may come after the guest has told of it.
+        ensure!((COUNT - 1..=COUNT).contains(&ended), "{ended}: {found:?}");
+        ensure_eq!(found.len(), injected + ended, "lines: {found:?}");
+        Ok(())
+    })?;
     kvmate.unload()
 }
 
