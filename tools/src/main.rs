@@ -4,7 +4,7 @@
 //! [`cli`] is the command line, a module of its own each subcommand ([`list`], [`map`], [`gmem`], …) or several that are
 //! alike ([`tables`]); [`tree`] reads the module's files in debugfs, [`table`] takes their text apart,
 //! [`records`] are their rows; [`watch`] is how often it is told, [`columns`], [`units`] and [`json`]
-//! ([`schema`]) how. Exit status: 0 done, 1 failed, 2 the command line was wrong; where a
+//! ([`schema`]) how, [`say`] what else there is to be said. Exit status: 0 done, 1 failed, 2 the command line was wrong; where a
 //! command is run ([`become_command`]), that command's.
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod map;
 mod pages;
 mod process;
 mod records;
+mod say;
 mod schema;
 mod signals;
 mod snapshot;
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
         // Who reads has enough, as of `kvmate map … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kvmate: error: {error:#}");
+            say::say(format_args!("error: {error:#}"));
             become_command::status(&error).into()
         }
     }

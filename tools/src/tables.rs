@@ -6,6 +6,7 @@ use crate::{
     columns::Rows,
     json,
     records::{self, Record},
+    say::say,
     tree::{self, Vm},
     units,
     watch::{self, Output, Reading},
@@ -227,10 +228,10 @@ fn of_all<R: Record>() -> Result<Vec<OfVm<R>>> {
 fn note(knobs: &[&str], no_vm: bool) {
     for knob in knobs {
         if let Some(said) = tree::recorded_with(knob) {
-            eprintln!("kvmate: note: {said}");
+            say(format_args!("note: {said}"));
         }
     }
     if no_vm {
-        eprintln!("kvmate: note: no VM is there");
+        say("note: no VM is there");
     }
 }

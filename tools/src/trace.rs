@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate trace`: the module's lines in the kernel's trace, as they come. [`buffer`] is where they come,
-//! [`knobs`] what has the module write them.
+//! [`knobs`] what has the module write them, [`reader`] who gets them.
 //!
 //! Both are set back by destructors: after an error, a broken pipe, or a signal that is noted by [`Signals`]. After
 //! SIGKILL they stay; the next one then takes the buffer over, and ends with the knobs off.
 
 mod buffer;
 mod knobs;
+mod reader;
 
-use crate::{signals::Signals, tree};
+use crate::{say::say, signals::Signals, tree};
 use anyhow::{bail, Result};
 use buffer::Buffer;
 use clap::{Args, ValueEnum};
 use knobs::{Knobs, Wanted};
+use reader::{Reader, PAUSE};
 use rustix::{
     event::{poll, PollFd, PollFlags, Timespec},
     io::Errno,
 };
-use std::io;
+use std::{
+    io::{self, ErrorKind},
+    time::{Duration, Instant},
+};
 
 /// What it takes.
 #[derive(Debug, Args)]
@@ -30,7 +35,7 @@ A line is as trace_pipe of tracefs has it; uapi/debugfs.md tells what it says. C
 trace_printk(), and for so long all that is written by that goes into a buffer of this tool's own
 (instances/kvmate in tracefs). So nothing is taken from who reads trace_pipe, but trace_printk() lines do not come there
 meanwhile; those that are not kvmate's are dropped. Afterwards knobs/trace, trace_rate and trace_vm are what they were, unless
-somebody else has set them meanwhile.
+somebody else has set them meanwhile. It ends also if nobody reads its lines; then the last ones are lost.
 Exit status: 0 ended by a signal, a closed pipe or the VM's end; 1 failed, or the module went; 2 wrong usage.")]
 pub struct Arguments {
     /// Of what
@@ -76,11 +81,8 @@ impl Class {
     }
 }
 
-/// How often is looked whether the module and the VM are there, and whether lines have come.
-const PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
+/// For so long is told, at the end, what has been written: others may go on writing.
+const LAST: Duration = Duration::from_secs(5);
 
 /// Do it.
 pub fn run(asked: &Arguments) -> Result<()> {
@@ -98,12 +100,22 @@ pub fn run(asked: &Arguments) -> Result<()> {
     };
     let (mut buffer, left) = Buffer::begin()?;
     if left {
-        eprintln!("kvmate: a kvmate trace was killed before: what it left is taken over, and the knobs will be off afterwards");
+        say("a kvmate trace was killed before: what it left is taken over, and the knobs will be off afterwards");
     }
     let knobs = Knobs::set(&wanted, left)?;
-    let mut out = io::stdout().lock();
+    // Not by its buffer, from which the rest of a line would be written when the process ends.
+    let stdout = io::stdout().lock();
+    let mut out = Reader::new(&stdout, || signals.caught().is_some());
+    let mut copy = || match buffer.copy(&mut out) {
+        Err(error) if is_given_up(&error) => Ok(None),
+        copied => copied.map(Some),
+    };
+    let mut lost = false;
     let ended = loop {
-        buffer.copy(&mut out)?;
+        let Some(more) = copy()? else {
+            lost = true;
+            break Ok(());
+        };
         if signals.caught().is_some() {
             break Ok(());
         }
@@ -111,12 +123,13 @@ pub fn run(asked: &Arguments) -> Result<()> {
             break Err(());
         }
         if let Some(vm) = vm.as_ref().filter(|vm| !vm.path("").exists()) {
-            eprintln!("kvmate: VM {} has ended", vm.name);
+            say(format_args!("VM {} has ended", vm.name));
             break Ok(());
         }
         // For who reads and goes, also while no line comes.
-        let mut fds = [PollFd::new(&out, PollFlags::empty())];
-        match poll(&mut fds, Some(&PAUSE)) {
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        let pause = if more { Timespec::default() } else { PAUSE };
+        match poll(&mut fds, Some(&pause)) {
             Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => break Ok(()),
             Err(error) => return Err(error.into()),
@@ -124,13 +137,29 @@ pub fn run(asked: &Arguments) -> Result<()> {
     };
     // No more lines; what has been written is still told.
     drop(knobs);
-    buffer.copy(&mut out)?;
+    let begun = Instant::now();
+    while !lost {
+        match copy()? {
+            Some(false) => break,
+            Some(true) if begun.elapsed() < LAST => {}
+            _ => lost = true,
+        }
+    }
+    if lost {
+        say("the last lines are lost: nobody has read them in time");
+    }
     if ended.is_err() {
         bail!(
             "the module kvmate was unloaded: insmod kvmate.ko, or modprobe kvmate, and begin again"
         );
     }
     Ok(())
+}
+
+/// Whether [`Reader`] gave it up to write.
+fn is_given_up(error: &anyhow::Error) -> bool {
+    let plain = error.downcast_ref::<io::Error>();
+    plain.is_some_and(|error| error.kind() == ErrorKind::TimedOut)
 }
 
 #[cfg(test)]

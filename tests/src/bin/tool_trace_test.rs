@@ -16,11 +16,14 @@ use kvmate_tests::{
     tool::{self, Done},
 };
 use nix::{
+    fcntl::{fcntl, FcntlArg},
+    poll::{poll, PollFd, PollFlags},
     sys::signal::{kill, Signal},
     unistd::Pid,
 };
 use std::{
     fs,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode},
 };
@@ -35,6 +38,8 @@ fn main() -> ExitCode {
         ("signals", signals),
         ("killed", killed),
         ("pipe_closed", pipe_closed),
+        ("reader_stands_still", reader_stands_still),
+        ("no_standard_error", no_standard_error),
         ("module_goes", module_goes),
         ("vm_ends", vm_ends),
         ("one_at_a_time", one_at_a_time),
@@ -316,6 +321,48 @@ fn pipe_closed() -> Result<()> {
     Done::awaited(tool)?.well()?;
     set_back(&kvmate)?;
     kvmate.unload()
+}
+
+/// Who reads stands still, and there is more than a pipe holds: a signal ends it all the same.
+fn reader_stands_still() -> Result<()> {
+    let kvmate = load()?;
+    let mut guest = Guest::new(&[Step::Out(20)])?;
+    guest.run()?;
+    let mut tool = start(&kvmate, &["--vm", &guest.name, "--classes", "exits"], "1")?;
+    let unread = tool.stdout.take().context("its pipe")?;
+    let size = fcntl(&unread, FcntlArg::F_SETPIPE_SZ(4096))?;
+    // A line is 64 bytes at least.
+    for _ in 0..4 * size / (20 * 64) {
+        guest.run()?;
+    }
+    let mut pipe = [PollFd::new(unread.as_fd(), PollFlags::POLLIN)];
+    ensure_eq!(poll(&mut pipe, 20_000u16)?, 1, "lines in the pipe");
+    signal(&tool, Signal::SIGTERM)?;
+    let ended = until("it has ended", || Ok(tool.try_wait()?.is_some()));
+    if ended.is_err() {
+        tool.kill()?;
+    }
+    let done = Done::awaited(tool)?;
+    ended.context("nobody reads")?;
+    ensure_eq!(done.status, Some(0), "{}", done.err);
+    ensure!(done.err.contains("lines are lost"), "{:?}", done.err);
+    set_back(&kvmate)?;
+    // What has been told is whole lines.
+    let text = std::io::read_to_string(unread)?;
+    ensure!(text.ends_with('\n'), "{text}");
+    let line = text.lines().find(|line| !line.contains(": exit io "));
+    ensure_eq!(line, None, "not whole");
+    drop(guest);
+    kvmate.unload()
+}
+
+/// Nobody can be told of an error: it is one all the same, and no panic.
+fn no_standard_error() -> Result<()> {
+    let mut tool = tool::of("trace", &[])?;
+    let full = fs::OpenOptions::new().write(true).open("/dev/full")?;
+    let status = tool.stderr(full).status()?;
+    ensure_eq!(status.code(), Some(1), "status");
+    Ok(())
 }
 
 /// The module is not held, and that it goes is told.

@@ -10,7 +10,7 @@ use super::{
     model::{lines, Histogram, Line, MemoryFile, Module, Vm},
     statistics::Statistics,
 };
-use crate::tree;
+use crate::{say::say, tree};
 use anyhow::{ensure, Context, Result};
 use kvmate_uapi::call::Device;
 use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
@@ -52,7 +52,7 @@ impl Failures {
         self.count += 1;
         let said = format!("{error:#}");
         if said != self.said {
-            eprintln!("kvmate: error: {said}");
+            say(format_args!("error: {said}"));
             self.said = said;
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! Who holds the lock of its folder has it. One that is there without a lock was left by somebody who was killed.
 
-use crate::tree::DEBUGFS;
+use crate::{columns::printable, say::say};
 use anyhow::{anyhow, bail, Context, Result};
 use rustix::{
     fs::{flock, FlockOperation, OFlags},
@@ -12,7 +12,7 @@ use rustix::{
 };
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, IsTerminal, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -33,10 +33,16 @@ pub struct Buffer {
     before: Option<PathBuf>,
     /// What was read of a line that had no end yet.
     part: Vec<u8>,
+    /// Whether a terminal gets the lines, which would obey what is in processes' names.
+    terminal: bool,
 }
 
+/// Where instances are: tracefs has a place of its own, and is mounted in debugfs, too, when that is looked into.
 fn instances() -> PathBuf {
-    Path::new(DEBUGFS).join("tracing/instances")
+    let places = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    let all = places.map(|place| Path::new(place).join("instances"));
+    let found = all.iter().find(|place| place.exists());
+    found.unwrap_or(&all[0]).clone()
 }
 
 fn is_destination(instance: &Path) -> bool {
@@ -72,6 +78,7 @@ impl Buffer {
             _lock: lock,
             pipe: None,
             part: Vec::new(),
+            terminal: io::stdout().is_terminal(),
             folder,
         };
         // From here on it goes by itself, whatever fails.
@@ -99,47 +106,59 @@ impl Buffer {
         file.write_all(text.as_bytes())
     }
 
-    /// Tell what lines of ours have come.
-    pub fn copy(&mut self, out: &mut impl Write) -> Result<()> {
+    /// Tell some of the lines of ours that have come; and whether there may be more.
+    pub fn copy(&mut self, out: &mut impl Write) -> Result<bool> {
         let Some(pipe) = &mut self.pipe else {
-            return Ok(());
+            return Ok(false);
         };
         let mut room = [0; 16384];
-        loop {
-            match pipe.read(&mut room) {
-                Ok(0) => break,
-                Ok(length) => whole_lines(&mut self.part, &room[..length], out)?,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("trace_pipe"),
+        let more = match pipe.read(&mut room) {
+            Ok(0) => false,
+            Ok(length) => {
+                let lines = whole_lines(&mut self.part, &room[..length], self.terminal);
+                out.write_all(&lines)?;
+                true
             }
-        }
-        Ok(out.flush()?)
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
+            Err(error) => return Err(error).context("trace_pipe"),
+        };
+        Ok(more)
     }
 }
 
-/// Write those of our lines that are whole; keep the rest.
-fn whole_lines(part: &mut Vec<u8>, read: &[u8], out: &mut impl Write) -> io::Result<()> {
+/// Those of our lines that are whole; the rest is kept.
+fn whole_lines(part: &mut Vec<u8>, read: &[u8], terminal: bool) -> Vec<u8> {
     part.extend_from_slice(read);
+    let mut out = Vec::new();
     let Some(end) = part.iter().rposition(|byte| *byte == b'\n') else {
-        return Ok(());
+        return out;
     };
     let rest = part.split_off(end + 1);
     let lines = std::mem::replace(part, rest);
     for line in lines.split_inclusive(|byte| *byte == b'\n') {
         let text = String::from_utf8_lossy(line);
-        if text.contains(OURS) || text.trim_end().ends_with(LOST) {
-            out.write_all(line)?;
+        if !text.contains(OURS) && !text.trim_end().ends_with(LOST) {
+            continue;
+        }
+        if terminal {
+            out.extend(printable(text.trim_end_matches('\n')).into_bytes());
+            out.push(b'\n');
+        } else {
+            out.extend(line);
         }
     }
-    Ok(())
+    out
 }
 
 fn refused(folder: &Path, error: &io::Error) -> anyhow::Error {
     let path = folder.display();
     match error.kind() {
         ErrorKind::NotFound => {
-            anyhow!("{path} cannot be made: this kernel has no tracing, or tracefs is not mounted")
+            anyhow!(
+                "{path} cannot be made: this kernel has no tracing, or tracefs is not mounted: \
+                 mount -t tracefs none /sys/kernel/tracing"
+            )
         }
         ErrorKind::PermissionDenied => {
             anyhow!("{path}: {error}: this needs root, and a kernel that is not locked down")
@@ -165,10 +184,10 @@ impl Drop for Buffer {
             let _ = file.and_then(|mut file| file.write_all(b"1"));
         }
         if let Err(error) = fs::remove_dir(&self.folder) {
-            eprintln!(
-                "kvmate: {} stays: {error}: rmdir it when nobody reads it any more",
+            say(format_args!(
+                "{} stays: {error}: rmdir it when nobody reads it any more",
                 self.folder.display()
-            );
+            ));
         }
     }
 }
@@ -188,7 +207,7 @@ CPU:1 [LOST 12 EVENTS]
         for size in [1, 7, 1000] {
             let (mut part, mut out) = (Vec::new(), Vec::new());
             for chunk in text.as_bytes().chunks(size) {
-                whole_lines(&mut part, chunk, &mut out).unwrap();
+                out.extend(whole_lines(&mut part, chunk, false));
             }
             let lines: Vec<_> = std::str::from_utf8(&out).unwrap().lines().collect();
             assert_eq!(lines.len(), 3, "{lines:?}");
@@ -196,5 +215,15 @@ CPU:1 [LOST 12 EVENTS]
             assert_eq!(lines[1], "CPU:1 [LOST 12 EVENTS]");
             assert!(part.ends_with(b"un"));
         }
+    }
+
+    /// A process may call itself anything.
+    #[test]
+    fn nothing_for_a_terminal_to_obey() {
+        let line = b" \x1b[31m\x9b-1  [000] 1.0: kvmate_trace_line: vm 1-1 a\rb\tc\n";
+        let shown = whole_lines(&mut Vec::new(), line, true);
+        let expected = " ?[31m\u{fffd}-1  [000] 1.0: kvmate_trace_line: vm 1-1 a?b?c\n";
+        assert_eq!(String::from_utf8(shown).unwrap(), expected);
+        assert_eq!(whole_lines(&mut Vec::new(), line, false), line);
     }
 }

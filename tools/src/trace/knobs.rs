@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The knobs that have the module write lines, set for so long as somebody reads them.
 
-use crate::tree::{knob, write};
+use crate::{
+    say::say,
+    tree::{knob, write},
+};
 use anyhow::{anyhow, Context, Result};
 use std::{
     fs,
@@ -99,7 +102,7 @@ impl Drop for Knobs {
             }
             if let Err(error) = set(name, before) {
                 if self.there() {
-                    eprintln!("kvmate: not set back: {:#}", failed(name, &error));
+                    say(format_args!("not set back: {:#}", failed(name, &error)));
                 }
             }
         }
