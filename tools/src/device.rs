@@ -3,6 +3,7 @@
 
 use anyhow::{anyhow, Result};
 use kvmate_uapi::call::{self, DEVICE};
+use rustix::io::Errno;
 use std::io::{self, ErrorKind};
 
 /// Open it.
@@ -22,9 +23,27 @@ fn refused(error: &io::Error) -> anyhow::Error {
     }
 }
 
+/// What an error of a call to the module means, if the call itself has no other meaning for it.
+pub fn failed(call: &str, error: &io::Error) -> anyhow::Error {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOTTY) => anyhow!(
+            "{call}: the loaded module is of another version; install the one that came with this tool"
+        ),
+        _ => anyhow!("{call}: {error}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_versions_are_told() {
+        let said = |errno: Errno| failed("KVMATE_X", &errno.into()).to_string();
+        assert!(said(Errno::NOTTY)
+            .ends_with("another version; install the one that came with this tool"));
+        assert!(said(Errno::NOMEM).contains("memory"));
+    }
 
     #[test]
     fn causes() {

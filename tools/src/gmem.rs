@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use record::Record;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::io::Write;
+use std::{io::Write, ops::Range};
 
 /// What it takes.
 #[derive(Debug, Args)]
@@ -97,6 +97,9 @@ pub struct Content {
     size: u64,
     /// Folios and holes, in the order of the file.
     records: Vec<Record>,
+    /// Only this was asked for.
+    #[serde(skip)]
+    part: Option<Range<u64>>,
 }
 
 /// Do it.
@@ -122,17 +125,12 @@ fn show<W: Write>(
 ) -> Result<()> {
     let file = asked.which.find()?;
     let size = file.size()?;
-    let mut records = file.records()?;
-    if let Some(part) = asked.part.of(size)? {
-        records.retain(|record| {
-            record.offset < part.end && record.offset + record.length > part.start
-        });
-    }
-    let inode = file.inode;
+    let part = asked.part.of(size)?;
     let content = Content {
-        inode,
+        inode: file.inode,
         size,
-        records,
+        records: file.records(part.clone().unwrap_or(0..size))?,
+        part,
     };
     match asked.json.json {
         true => json::plain(out, &content),

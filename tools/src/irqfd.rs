@@ -138,7 +138,8 @@ fn descriptor_of(vm: &Vm, device: &Device) -> Result<OwnedFd> {
 
 /// The name of the VM that a descriptor is of: the id of its statistics, as `KVM_GET_STATS_FD` lays them out.
 fn name_of(device: &Device, vm: impl AsFd) -> Result<String> {
-    let stats = device.stats(vm).context("KVMATE_GET_VM_STATS")?;
+    let stats = device.stats(vm);
+    let stats = stats.map_err(|error| device::failed("KVMATE_GET_VM_STATS", &error))?;
     let number = |at: u64| -> io::Result<u32> {
         let mut bytes = [0; 4];
         stats.read_exact_at(&mut bytes, at)?;
@@ -179,7 +180,7 @@ fn refused(vm: &Vm, asked: &Arguments, error: &io::Error) -> anyhow::Error {
             tree::DEBUGFS
         ),
         Some(Errno::NODEV) => anyhow!("VM {name} is dead: KVM has given it up"),
-        _ => anyhow!("KVMATE_BIND_IRQFD of VM {name}: {error}"),
+        _ => device::failed(&format!("KVMATE_BIND_IRQFD of VM {name}"), error),
     }
 }
 

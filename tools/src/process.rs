@@ -66,6 +66,13 @@ pub fn descriptors(pid: u32) -> Vec<(i32, PathBuf)> {
     all
 }
 
+/// A process's name, which may have any bytes; none if it has ended.
+pub fn name(pid: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = String::from_utf8_lossy(&name);
+    Some(name.strip_suffix('\n').unwrap_or(&name).to_owned())
+}
+
 /// The numbers of all processes.
 pub fn all() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -5,7 +5,7 @@ use super::{
     record::Record,
     target::{Part, Taken, Target},
 };
-use crate::units::size;
+use crate::{device, units::size};
 use anyhow::{anyhow, bail, Result};
 use clap::Args;
 use kvmate_uapi::{
@@ -21,6 +21,8 @@ use std::{
     io::{self, Write},
     ops::Range,
     os::unix::fs::MetadataExt,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// What split takes.
@@ -120,6 +122,8 @@ fn change(
         );
     }
     let mut rest = part.clone();
+    // Since when somebody was in the way who had gone when he was looked for.
+    let mut fleeting: Option<Instant> = None;
     while !rest.is_empty() {
         let mut range = kvmate_gmem_range {
             offset: rest.start,
@@ -130,11 +134,20 @@ fn change(
         };
         let said = reshape(file, shape, &mut range);
         rest.start += range.done;
+        if range.done > 0 {
+            fleeting = None;
+        }
         match said {
             Ok(()) if range.done > 0 => {}
             Ok(()) => bail!("nothing was done, and nothing said why"),
             // A signal that was for somebody else, as SIGCONT after SIGSTOP.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if is_fleeting(&range, shape, &error)
+                    && fleeting.get_or_insert_with(Instant::now).elapsed() < PATIENCE =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
             Err(error) => return Err(refused(&range, &part, rest.start, shape, &error)),
         }
     }
@@ -145,6 +158,19 @@ fn change(
     let (length, start) = (size(part.end - part.start), part.start);
     writeln!(out, "{length} at {start:#x}: {what} {}", size(block))?;
     Ok(())
+}
+
+/// For so long is tried again what somebody is in the way of who goes again.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Whether a folio was refused that nobody held any more when it was looked at why. To split one that is told as want
+/// of memory, which it may be, too.
+fn is_fleeting(range: &kvmate_gmem_range, shape: Shape, error: &io::Error) -> bool {
+    let way = Record::from(&range.refused);
+    let errno = Errno::from_io_error(error);
+    let refused =
+        errno == Some(Errno::AGAIN) || (errno, shape) == (Some(Errno::NOMEM), Shape::Split);
+    refused && !way.hole && way.references <= way.expected
 }
 
 /// Why it did not go on, how far it came, and what to do.
@@ -163,6 +189,17 @@ fn refused(
     let way = Record::from(&range.refused);
     let at = way.offset;
     match (Errno::from_io_error(error), shape) {
+        (Some(errno), _) if is_fleeting(range, shape, error) => {
+            let memory = if errno == Errno::NOMEM {
+                ", or there is no memory (of the machine, or below the cgroup's limit)"
+            } else {
+                ""
+            };
+            anyhow!(
+                "somebody holds the folio of {} at {at:#x} for moments, again and again{memory}; {done}: try again",
+                size(way.length)
+            )
+        }
         (Some(Errno::AGAIN), _) => {
             let (found, expected, mappings) = (way.references, way.expected, way.mappings);
             let pinned = if way.is("pinned") {
@@ -194,6 +231,7 @@ fn refused(
         (Some(Errno::BADF), _) => {
             anyhow!("that descriptor is not open for writing: take another one of the file")
         }
+        (Some(Errno::NOTTY), _) => device::failed(&format!("{shape:?}"), error),
         _ => anyhow!("{shape:?}: {error}; {done}"),
     }
 }
@@ -262,5 +300,33 @@ mod tests {
         }
         assert!(all.iter().all(|line| !line.contains("os error")), "{all:?}");
         assert!(all[1].contains("--fill"), "{}", all[1]);
+    }
+
+    #[test]
+    fn for_a_moment() {
+        let is = |shape, errno: Errno, references, flags| {
+            let range = kvmate_gmem_range {
+                refused: kvmate_gmem_record {
+                    length: 2 << 20,
+                    flags,
+                    references,
+                    expected: 512,
+                    ..Default::default()
+                },
+                ..Default::default()
+            };
+            let error = errno.into();
+            let said = refused(&range, &(0..2 << 20), 0, shape, &error).to_string();
+            let fleeting = is_fleeting(&range, shape, &error);
+            assert_eq!(said.contains("for moments"), fleeting, "{said}");
+            assert!(!fleeting || said.ends_with("try again"), "{said}");
+            fleeting
+        };
+        assert!(is(Shape::Split, Errno::NOMEM, 512, 0));
+        assert!(is(Shape::Split, Errno::AGAIN, 511, 0));
+        assert!(is(Shape::Merge, Errno::AGAIN, 512, 0));
+        assert!(!is(Shape::Split, Errno::AGAIN, 513, 0));
+        assert!(!is(Shape::Merge, Errno::NOMEM, 512, 0));
+        assert!(!is(Shape::Merge, Errno::INVAL, 0, KVMATE_GMEM_HOLE));
     }
 }

@@ -87,7 +87,7 @@ fn refused(asked: &Arguments, error: &io::Error) -> anyhow::Error {
         (Some(Errno::INVAL), Some(node)) => anyhow!(
             "there is no NUMA node {node} with memory: cat /sys/devices/system/node/has_memory"
         ),
-        _ => anyhow!("KVMATE_GMEM_CREATE: {error}"),
+        _ => device::failed("KVMATE_GMEM_CREATE", error),
     }
 }
 

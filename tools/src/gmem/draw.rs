@@ -10,6 +10,7 @@ use anstyle::{AnsiColor, Style};
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    ops::Range,
 };
 
 /// What a cell shows. The later wins where there are several.
@@ -95,20 +96,26 @@ impl Kind for Cell {
     }
 }
 
-/// What is in each cell that has any memory: no more of them than there is memory for.
-fn filled(records: &[Record]) -> BTreeMap<u64, Cell> {
+/// What is in each cell of a part that has any memory: no more of them than there is memory for.
+fn filled(records: &[Record], part: &Range<u64>) -> BTreeMap<u64, Cell> {
     let mut cells: BTreeMap<u64, (Cell, u64)> = BTreeMap::new();
     for record in records {
         let Some(cell) = Cell::of(record) else {
             continue;
         };
-        let length = if record.hole { 0 } else { record.length };
+        let length = if record.hole {
+            0
+        } else {
+            record.bytes_in(part)
+        };
         let (found, bytes) = cells.entry(record.offset / CELL).or_insert((cell, 0));
         *found = cell.max(*found);
         *bytes += length;
     }
+    // At the part's ends a cell may be less.
+    let wanted = |at: u64| part.end.min((at + 1) * CELL) - part.start.max(at * CELL);
     let whole = |(at, (cell, bytes))| match cell {
-        Cell::Split if bytes < CELL => (at, Cell::Partly),
+        Cell::Split if bytes < wanted(at) => (at, Cell::Partly),
         _ => (at, cell),
     };
     cells.into_iter().map(whole).collect()
@@ -116,32 +123,37 @@ fn filled(records: &[Record]) -> BTreeMap<u64, Cell> {
 
 /// Draw it.
 pub fn draw(out: &mut impl Write, content: &Content) -> io::Result<()> {
+    let part = content.part.clone().unwrap_or(0..content.size);
     let folios = content.records.iter().filter(|record| !record.hole);
     let (mut huge, mut small) = (0, 0);
     for record in folios {
         match record.length {
-            CELL => huge += CELL,
-            length => small += length,
+            CELL => huge += record.bytes_in(&part),
+            _ => small += record.bytes_in(&part),
         }
+    }
+    if content.part.is_some() {
+        write!(out, "part {:#x} to {:#x} of ", part.start, part.end)?;
     }
     writeln!(
         out,
         "file {}: {}, of which {} by 2 MiB and {} by less",
         content.inode,
-        size(content.size),
+        size(part.end - part.start),
         size(huge),
         size(small)
     )?;
     let mut grid = Grid::new();
-    for (at, cell) in filled(&content.records) {
+    for (at, cell) in filled(&content.records, &part) {
         grid.put(at * CELL, CELL, cell);
     }
     // Lines that have some memory; a file may be as long as can be.
-    let last = content.size.div_ceil(CELL);
+    let inside = part.start / CELL..part.end.div_ceil(CELL);
     for (line, cells) in &mut grid.0 {
-        for (at, cell) in (line * cells.len() as u64..last).zip(cells) {
-            debug_assert!(at < last);
-            *cell = (*cell).max(Cell::Hole);
+        for (at, cell) in (line * cells.len() as u64..).zip(cells) {
+            if inside.contains(&at) {
+                *cell = (*cell).max(Cell::Hole);
+            }
         }
     }
     grid.draw(out, |_| String::new())?;
@@ -153,7 +165,13 @@ mod tests {
     use super::{super::record::tests::MAP, *};
 
     fn drawn(map: &str, size: u64) -> Vec<String> {
-        let records = Record::parse_all(map).unwrap();
+        drawn_part(map, size, None)
+    }
+
+    fn drawn_part(map: &str, size: u64, part: Option<Range<u64>>) -> Vec<String> {
+        let of = part.clone().unwrap_or(0..size);
+        let records = Record::parse_all(map).unwrap().into_iter();
+        let records = records.filter_map(|record| record.within(&of)).collect();
         let mut out = anstream::StripStream::new(Vec::new());
         let inode = 2;
         draw(
@@ -162,6 +180,7 @@ mod tests {
                 inode,
                 size,
                 records,
+                part,
             },
         )
         .unwrap();
@@ -182,6 +201,33 @@ mod tests {
         );
         assert!(lines[2].starts_with("a cell is 2 MiB"), "{}", lines[2]);
         assert_eq!(lines.len(), 3);
+    }
+
+    /// What is not asked for is not drawn, as a hole least of all.
+    #[test]
+    fn a_part() {
+        // The end of a huge folio, a half of what is split, and of the hole behind it.
+        for (part, title, cells) in [
+            (
+                0x10_0000..0x50_0000,
+                "part 0x100000 to 0x500000 of file 2: 4M, of which 3M by 2 MiB and 1M by less",
+                "Mhk",
+            ),
+            (
+                0x60_0000..0xa0_0000,
+                "part 0x600000 to 0xa00000 of file 2: 4M, of which 0 by 2 MiB and 4K by less",
+                "   -.",
+            ),
+            (
+                0xc0_0000..0xe0_0000,
+                "part 0xc00000 to 0xe00000 of file 2: 2M, of which 2M by 2 MiB and 0 by less",
+                "      p",
+            ),
+        ] {
+            let lines = drawn_part(MAP, 0x100_2000, Some(part));
+            assert_eq!(lines[0], title);
+            assert_eq!(lines[1], format!("               0x0 |{cells:<64}|"));
+        }
     }
 
     /// However long a file is, it is a few lines.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Which memory files there are, what they have, and who has them.
 
-use crate::{json, process, tree, units::size};
+use crate::{columns::printable, json, process, tree, units::size};
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -57,10 +57,12 @@ impl File {
 }
 
 /// The name in what `/proc` says that a descriptor is of.
-fn name(link: &Path) -> Option<&str> {
-    let link = link.to_str()?;
-    let (_, name) = link.split_once("gmem:")?;
-    Some(name.strip_suffix(" (deleted)").unwrap_or(name))
+fn name(link: &Path) -> Option<String> {
+    let link = link.to_string_lossy();
+    // Not `/memfd:gmem:x`, which is somebody else's.
+    let name = link.strip_prefix('/').unwrap_or(&link);
+    let name = name.strip_prefix("gmem:")?;
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
 /// All descriptors of memory files, by the file's number.
@@ -73,13 +75,11 @@ fn users() -> BTreeMap<u64, (String, Vec<User>)> {
             };
             // Both may be gone by now.
             let file = fs::metadata(format!("/proc/{pid}/fd/{fd}"));
-            let process = fs::read_to_string(format!("/proc/{pid}/comm"));
-            let (Ok(file), Ok(process)) = (file, process) else {
+            let (Ok(file), Some(process)) = (file, process::name(pid)) else {
                 continue;
             };
-            let process = process.trim_end_matches('\n').to_owned();
             let entry = all.entry(file.ino());
-            let entry = entry.or_insert_with(|| (name.to_owned(), Vec::new()));
+            let entry = entry.or_insert_with(|| (name, Vec::new()));
             entry.1.push(User { pid, process, fd });
         }
     }
@@ -120,7 +120,7 @@ fn table(out: &mut impl Write, files: &[File]) -> Result<()> {
         let users: Vec<_> = file
             .users
             .iter()
-            .map(|User { pid, process, fd }| format!("{process} ({pid}) fd {fd}"))
+            .map(|User { pid, process, fd }| format!("{} ({pid}) fd {fd}", printable(process)))
             .collect();
         let users = if users.is_empty() {
             "-".into()
@@ -134,7 +134,7 @@ fn table(out: &mut impl Write, files: &[File]) -> Result<()> {
             size(file.size),
             size(file.allocated),
             size(file.huge),
-            file.name.as_deref().unwrap_or("-"),
+            printable(file.name.as_deref().unwrap_or("-")),
         )?;
     }
     Ok(())
@@ -143,6 +143,7 @@ fn table(out: &mut impl Write, files: &[File]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
     const INFO: &str = "size 16777216\nallocated 4198400\nfolios_order0 1\nfolios_order9 2\n";
 
@@ -174,12 +175,34 @@ mod tests {
         );
     }
 
+    /// Who names files and processes may do so by anything.
+    #[test]
+    fn nothing_for_a_terminal_to_obey() {
+        let mut files = files();
+        files[0].name = Some("\x1b[31m".into());
+        files[0].users[0].process = "\x1b]0;x\x07".into();
+        let mut out = Vec::new();
+        table(&mut out, &files).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(
+            text.contains("?[31m ") && text.contains("?]0;x? (96)"),
+            "{text}"
+        );
+    }
+
     #[test]
     fn names() {
-        let name = |link: &'static str| super::name(Path::new(link));
-        assert_eq!(name("/gmem:x y (deleted)"), Some("x y"));
-        assert_eq!(name("gmem:x"), Some("x"));
-        assert_eq!(name("/memfd:x (deleted)"), None);
+        for (link, expected) in [
+            (&b"/gmem:x y (deleted)"[..], Some("x y")),
+            (b"gmem:x", Some("x")),
+            (b"/gmem:\xff", Some("\u{fffd}")),
+            (b"/memfd:x (deleted)", None),
+            (b"/memfd:gmem:x (deleted)", None),
+            (b"/tmp/gmem:x", None),
+        ] {
+            let found = name(Path::new(OsStr::from_bytes(link)));
+            assert_eq!(found.as_deref(), expected, "{link:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kvmate_uapi::{
 };
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{io, os::fd::AsFd};
+use std::{io, ops::Range, os::fd::AsFd};
 
 const FLAGS: [(u32, &str); 5] = [
     (KVMATE_GMEM_MAPPED, "mapped"),
@@ -42,6 +42,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// How much of it is in a part of the file.
+    pub fn bytes_in(&self, part: &Range<u64>) -> u64 {
+        let end = self.offset.saturating_add(self.length).min(part.end);
+        end.saturating_sub(self.offset.max(part.start))
+    }
+
+    /// As `KVMATE_GMEM_QUERY` tells it of a part: folios whole, holes as far as the part goes.
+    pub fn within(mut self, part: &Range<u64>) -> Option<Self> {
+        let length = self.bytes_in(part);
+        if self.hole {
+            self.offset = self.offset.max(part.start);
+            self.length = length;
+        }
+        (length > 0).then_some(self)
+    }
+
     /// Whether a flag is set.
     pub fn is(&self, flag: &str) -> bool {
         self.flags.iter().any(|name| name == flag)
@@ -89,10 +105,10 @@ impl Record {
             .collect()
     }
 
-    /// All of an open file of that size.
-    pub fn query(file: impl AsFd, size: u64) -> io::Result<Vec<Self>> {
+    /// Those of a part of an open file.
+    pub fn query(file: impl AsFd, part: Range<u64>) -> io::Result<Vec<Self>> {
         let mut all = Vec::new();
-        let mut rest = 0..size;
+        let mut rest = part;
         while !rest.is_empty() {
             let mut room = [kvmate_gmem_record::default(); 256];
             let (count, left) = call::query(&file, rest, &mut room)?;
@@ -157,6 +173,25 @@ pub mod tests {
         ] {
             assert!(Record::parse_all(&format!("{wrong}\n")).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn parts() {
+        let within = |part| {
+            let all = Record::parse_all(MAP).unwrap().into_iter();
+            let found = all.filter_map(|record| record.within(&part));
+            found
+                .map(|record| (record.offset, record.length))
+                .collect::<Vec<_>>()
+        };
+        let expected = [(0x40_0000, 0x10_0000), (0x50_0000, 0x10_0000)];
+        assert_eq!(within(0x4f_f000..0x50_1000), expected);
+        assert_eq!(within(0x70_0000..0x80_0000), [(0x70_0000, 0x10_0000)]);
+        assert_eq!(
+            within(0x60_0000..0x60_2000),
+            [(0x60_0000, 0x1000), (0x60_1000, 0x1000)]
+        );
+        assert_eq!(within(0x20_0000..0x40_0000), [(0x20_0000, 0x20_0000)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Which memory file is meant, and which part of it.
 
 use super::record::Record;
-use crate::{process::Process, tree, units};
+use crate::{device, process::Process, tree, units};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use clap::Args;
 use rustix::io::Errno;
@@ -97,8 +97,8 @@ impl Taken {
         let file = File::from(Process::open(self.pid)?.take(self.fd)?);
         let Self { pid, fd } = self;
         ensure!(
-            is_ours(&file),
-            "descriptor {fd} of process {pid} is no memory file of kvmate's: kvmate gmem list tells who has which"
+            is_ours(&file)?,
+            "descriptor {fd} of process {pid} is no memory file of kvmate's, or of another version's: kvmate gmem list tells who has which"
         );
         let inode = file.metadata()?.ino();
         let copy = file.try_clone()?;
@@ -113,9 +113,20 @@ impl Taken {
 }
 
 /// Whether it is a memory file: it answers to a question that only those understand.
-fn is_ours(file: &File) -> bool {
-    let one = Record::query(file, 4096);
-    one.is_ok_and(|records| !records.is_empty())
+fn is_ours(file: &File) -> Result<bool> {
+    match Record::query(file, 0..4096) {
+        Ok(records) => Ok(!records.is_empty()),
+        // So files answer to what they do not know; epoll(7) and some drivers by EINVAL.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOTTY | Errno::INVAL)
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(device::failed("KVMATE_GMEM_QUERY", &error)),
+    }
 }
 
 impl Any {
@@ -163,11 +174,20 @@ impl Target {
         }
     }
 
-    /// What it has where.
-    pub fn records(&self) -> Result<Vec<Record>> {
+    /// What a part of it has where.
+    pub fn records(&self, part: Range<u64>) -> Result<Vec<Record>> {
         match &self.file {
-            Some(file) => Record::query(file, self.size()?).context("KVMATE_GMEM_QUERY"),
-            None => Record::parse_all(&self.read("map")?),
+            Some(file) => {
+                let records = Record::query(file, part);
+                records.map_err(|error| device::failed("KVMATE_GMEM_QUERY", &error))
+            }
+            None => {
+                let records = Record::parse_all(&self.read("map")?)?;
+                Ok(records
+                    .into_iter()
+                    .filter_map(|record| record.within(&part))
+                    .collect())
+            }
         }
     }
 }
