@@ -15,9 +15,11 @@ use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     io::Write,
-    sync::mpsc,
+    rc::Rc,
+    sync::mpsc::{self, Receiver, TryRecvError},
     thread,
     time::{Duration, Instant},
 };
@@ -81,21 +83,26 @@ struct Line {
 }
 
 /// What was read.
-struct Vms(Vec<(Vm, u64)>);
+struct Vms {
+    vms: Vec<(Vm, u64)>,
+    /// Of all readings: what did not answer before is known there.
+    sizes: Rc<RefCell<Sizes>>,
+}
 
 impl Vms {
-    fn read() -> Result<Self> {
+    fn read(sizes: &Rc<RefCell<Sizes>>) -> Result<Self> {
         let vms = tree::vms()?.into_iter().map(|vm| {
             let rows: Vec<Exit> = records::read(&vm, None)?;
             Ok((vm, rows.iter().map(|row| row.count).sum()))
         });
-        vms.filter_map(tree::unless_gone)
-            .collect::<Result<_>>()
-            .map(Self)
+        Ok(Self {
+            vms: vms.filter_map(tree::unless_gone).collect::<Result<_>>()?,
+            sizes: Rc::clone(sizes),
+        })
     }
 
     fn exits_of(&self, vm: &Vm) -> Option<u64> {
-        let found = self.0.iter().find(|(other, _)| other.name == vm.name);
+        let found = self.vms.iter().find(|(other, _)| other.name == vm.name);
         found.map(|(_, exits)| *exits)
     }
 }
@@ -104,8 +111,10 @@ impl Reading for Vms {
     type Document = Document;
 
     fn document(&self, since: Option<(&Self, Duration)>) -> Result<Document> {
-        let sizes = sizes(&self.0)?;
-        let lines = self.0.iter().map(|(vm, exits)| {
+        let vms = self.vms.iter().map(|(vm, _)| vm);
+        let mut sizes = self.sizes.borrow_mut();
+        let sizes = sizes.read(vms, size_of, Sizes::PATIENCE)?;
+        let lines = self.vms.iter().map(|(vm, exits)| {
             let before = since.and_then(|(before, length)| Some((before.exits_of(vm)?, length)));
             let rate = before.map(|(before, length)| per_second(*exits, before, length));
             let vcpus = vm.vcpus()?.len() as u64;
@@ -148,28 +157,59 @@ fn per_second(exits: u64, before: u64, length: Duration) -> f64 {
     came as f64 / length.as_secs_f64().max(1e-9)
 }
 
-/// How much memory VMs have. One whose VMM holds its memory's lock has no line: the read waits for it, and is
-/// left waiting.
-fn sizes(vms: &[(Vm, u64)]) -> Result<BTreeMap<String, u64>> {
+/// How much memory VMs have. A thread each reads it: the read of one whose VMM holds its memory's lock waits for that,
+/// and is left waiting.
+#[derive(Default)]
+struct Sizes {
+    /// The answers that did not come, by the VM's name: until they do, it is asked nothing more.
+    waiting: BTreeMap<String, Receiver<Result<u64>>>,
+}
+
+impl Sizes {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let (tell, told) = mpsc::channel();
-    for (vm, _) in vms {
-        let (vm, tell) = (vm.clone(), tell.clone());
-        let read = move || {
-            let size = vm.read("memslots").and_then(|text| size(&text));
-            // Who asked may not wait any more.
-            let _ = tell.send((vm.name, size));
-        };
-        thread::Builder::new().spawn(read).context("a thread")?;
-    }
-    drop(tell);
-    let (began, mut sizes) = (Instant::now(), BTreeMap::new());
-    while let Ok((vm, size)) = told.recv_timeout(PATIENCE.saturating_sub(began.elapsed())) {
-        if let Some(size) = tree::unless_gone(size) {
-            sizes.insert(vm, size?);
+
+    /// How much each has, but for those that do not tell.
+    fn read<'a>(
+        &mut self,
+        vms: impl Iterator<Item = &'a Vm>,
+        read: fn(&Vm) -> Result<u64>,
+        patience: Duration,
+    ) -> Result<BTreeMap<String, u64>> {
+        // Without those of VMs that have gone.
+        let mut before = std::mem::take(&mut self.waiting);
+        let mut asked = Vec::new();
+        for vm in vms {
+            let late = before.remove(&vm.name);
+            // What comes late is of then: it is asked anew.
+            match late.filter(|late| matches!(late.try_recv(), Err(TryRecvError::Empty))) {
+                Some(late) => drop(self.waiting.insert(vm.name.clone(), late)),
+                None => {
+                    let (tell, told) = mpsc::channel();
+                    let asks = vm.clone();
+                    // Who asked may not wait any more.
+                    let read = move || drop(tell.send(read(&asks)));
+                    thread::Builder::new().spawn(read).context("a thread")?;
+                    asked.push((&vm.name, told));
+                }
+            }
         }
+        let (began, mut sizes) = (Instant::now(), BTreeMap::new());
+        for (name, told) in asked {
+            match told.recv_timeout(patience.saturating_sub(began.elapsed())) {
+                Ok(size) => {
+                    if let Some(size) = tree::unless_gone(size) {
+                        sizes.insert(name.clone(), size?);
+                    }
+                }
+                Err(_) => drop(self.waiting.insert(name.clone(), told)),
+            }
+        }
+        Ok(sizes)
     }
-    Ok(sizes)
+}
+
+fn size_of(vm: &Vm) -> Result<u64> {
+    size(&vm.read("memslots")?)
 }
 
 /// The bytes of a table `memslots`.
@@ -195,12 +235,17 @@ pub fn run(asked: &Arguments) -> Result<()> {
         When::Now if asked.interval > Duration::ZERO => When::After(asked.interval),
         when => when,
     };
-    watch::run(&asked.output, when, Vms::read)
+    let sizes = Rc::default();
+    watch::run(&asked.output, when, || Vms::read(&sizes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        Mutex,
+    };
 
     #[test]
     fn memory_is_that_of_slots() {
@@ -212,6 +257,44 @@ mod tests {
             older.starts_with("memslots: there is no column size"),
             "{older}"
         );
+    }
+
+    /// Who does not answer is waited for once, and asked nothing more until he does.
+    #[test]
+    fn who_hangs() {
+        static ASKED: AtomicU64 = AtomicU64::new(0);
+        static HANGS: Mutex<()> = Mutex::new(());
+        let read = |vm: &Vm| {
+            if vm.name == "1-1" {
+                ASKED.fetch_add(1, Relaxed);
+                drop(HANGS.lock());
+            }
+            Ok(4096)
+        };
+        let vms = ["1-1", "2-2"].map(|name| crate::tree::tests::vm(name, None));
+        let mut sizes = Sizes::default();
+        let hangs = HANGS.lock().unwrap();
+        let mut told = |patience| {
+            let found = sizes.read(vms.iter(), read, Duration::from_secs(patience));
+            let found = found.unwrap().into_keys().collect::<Vec<_>>();
+            (found, sizes.waiting.len())
+        };
+        assert_eq!(told(1), (vec!["2-2".into()], 1));
+        // Without it being waited for, nor the other for want of time.
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(told(600), (vec!["2-2".into()], 1));
+        }
+        assert!(began.elapsed() < Duration::from_secs(300));
+        assert_eq!(ASKED.load(Relaxed), 1);
+        drop(hangs);
+        while told(600).1 > 0 {}
+        assert_eq!(told(600).0, ["1-1", "2-2"]);
+        // A VM that has gone is forgotten.
+        let _hangs = HANGS.lock().unwrap();
+        assert_ne!(told(0).1, 0);
+        sizes.read([].into_iter(), read, Duration::ZERO).unwrap();
+        assert!(sizes.waiting.is_empty());
     }
 
     #[test]
