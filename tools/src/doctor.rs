@@ -3,9 +3,10 @@
 //! in use ([`users`]). It looks at files below `/proc` and `/sys` only, and changes nothing.
 
 mod checks;
+mod patient;
 mod users;
 
-use crate::json;
+use crate::{columns::printable, json};
 use anyhow::{bail, Result};
 use checks::{Check, State};
 use clap::Args;
@@ -74,13 +75,14 @@ pub fn run(asked: &Arguments) -> Result<()> {
         checks,
         users: Users::look(&root),
     };
-    let mut out = anstream::stdout().lock();
-    if asked.json {
-        json::plain(&mut out, &report)?;
-    } else {
-        tell(&mut out, &report)?;
-    }
-    out.flush()?;
+    let told = tell(&report, asked.json);
+    // This first: who reads may have gone (`| head`), which is not well for that.
+    verdict(&report)?;
+    told
+}
+
+/// Whether all is well.
+fn verdict(report: &Report) -> Result<()> {
     let names = |state| -> String {
         let checks = report.checks.iter().filter(|check| check.state == state);
         checks
@@ -95,7 +97,17 @@ pub fn run(asked: &Arguments) -> Result<()> {
     }
 }
 
-fn tell(out: &mut impl Write, report: &Report) -> Result<()> {
+fn tell(report: &Report, as_json: bool) -> Result<()> {
+    let mut out = anstream::stdout().lock();
+    if as_json {
+        json::plain(&mut out, report)?;
+    } else {
+        lines(&mut out, report)?;
+    }
+    Ok(out.flush()?)
+}
+
+fn lines(out: &mut impl Write, report: &Report) -> Result<()> {
     for check in &report.checks {
         let state = check.state.name();
         writeln!(
@@ -112,9 +124,4 @@ fn tell(out: &mut impl Write, report: &Report) -> Result<()> {
     }
     writeln!(out)?;
     report.users.tell(out)
-}
-
-/// Without control characters, which a process may have in its name, and which a terminal would obey.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }

@@ -5,7 +5,8 @@
 //! Of a process the files of its first thread are looked at that has any. What is in flight between processes, registered
 //! with io_uring, or held by the kernel itself has no name anywhere: it shows as a module's other references.
 
-use super::{printable, Root};
+use super::{patient::Patient, Root};
+use crate::columns::printable;
 use anyhow::Result;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub struct Users {
     threads: Vec<Thread>,
     /// Processes whose files we may not see.
     not_seen: u64,
+    /// Processes whose mappings cannot be seen: they hang with their memory locked.
+    #[serde(skip)]
+    hanging: Vec<u32>,
 }
 
 /// One of KVM's modules.
@@ -84,9 +88,11 @@ impl Users {
             processes: Vec::new(),
             threads: Vec::new(),
             not_seen: 0,
+            hanging: Vec::new(),
         };
+        let mut patient = Patient::default();
         for pid in numbers(root, "/proc") {
-            users.look_at(root, pid);
+            users.look_at(root, pid, &mut patient);
         }
         let modules = ["kvm_amd", "kvm_intel", "kvm"].into_iter();
         users.modules = modules
@@ -95,7 +101,7 @@ impl Users {
         users
     }
 
-    fn look_at(&mut self, root: &Root, pid: u32) {
+    fn look_at(&mut self, root: &Root, pid: u32, patient: &mut Patient) {
         let tasks = numbers(root, &format!("/proc/{pid}/task"));
         let mut of_kernel = false;
         for &tid in &tasks {
@@ -127,7 +133,13 @@ impl Users {
                 }
             }
         }
-        let mappings = mappings_of(root, pid);
+        let mappings = match patient.read(&root.path(&format!("/proc/{pid}/maps"))) {
+            Some(maps) => mappings_in(&maps),
+            None => {
+                self.hanging.push(pid);
+                Vec::new()
+            }
+        };
         if !files.is_empty() || !mappings.is_empty() {
             self.processes.push(Process {
                 pid,
@@ -206,7 +218,7 @@ impl Users {
             writeln!(
                 out,
                 "process {pid} ({name}): {}; free by: kill {pid}",
-                all.join(", ")
+                printable(&all.join(", "))
             )?;
         }
         for Thread { tid, name, pid } in &self.threads {
@@ -228,6 +240,12 @@ impl Users {
                 } else {
                     ""
                 }
+            )?;
+        }
+        for pid in &self.hanging {
+            writeln!(
+                out,
+                "what process {pid} has mapped could not be seen: it hangs with its memory locked"
             )?;
         }
         if self.not_seen > 0 {
@@ -297,8 +315,7 @@ fn files_of(root: &Root, folder: &str) -> Option<(usize, Vec<File>)> {
     Some((all, files))
 }
 
-fn mappings_of(root: &Root, pid: u32) -> Vec<Mapping> {
-    let maps = root.read(&format!("/proc/{pid}/maps")).unwrap_or_default();
+fn mappings_in(maps: &str) -> Vec<Mapping> {
     let mut found = BTreeMap::new();
     for line in maps.lines() {
         if let Some(what) = line
@@ -496,6 +513,36 @@ pub mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
+    }
+
+    /// What a process has mapped cannot be read while its memory is locked; the others' is told all the same.
+    #[test]
+    fn who_hangs() {
+        let tree = Tree::new();
+        let maps = "7f-80 rw-s 00000000 00:10 1 anon_inode:kvm-vcpu:1\n";
+        for pid in [100, 101] {
+            tree.task(pid, pid, "vmm", 0);
+            tree.link(&format!("proc/{pid}/task/{pid}/fd/9"), "anon_inode:kvm-vm");
+        }
+        tree.file("proc/101/maps", maps);
+        let mode = rustix::fs::Mode::RUSR;
+        // Opening it waits for who would write.
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, tree.place("proc/100/maps"), kind, mode, 0).unwrap();
+        let users = Users::look(tree.root());
+        let found: Vec<_> = users
+            .processes
+            .iter()
+            .map(|process| (process.pid, process.files.len(), process.mappings.len()))
+            .collect();
+        assert_eq!(found, [(100, 1, 0), (101, 1, 1)]);
+        let mut text = Vec::new();
+        users.tell(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.contains("what process 100 has mapped could not be seen: it hangs"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -120,7 +120,8 @@ pub fn run(vm: &Vm, what: &What, plan: Plan, no_wait: bool, as_json: bool) -> Re
             .map_err(|error| refused::told(vm, FILE, what, &error))?;
         Counts::read(vm)
     };
-    let mut last = begun.with_context(|| format!("{what}: a storm was begun, but"))?;
+    let begun = begun.with_context(|| format!("{what}: a storm was begun, but"));
+    let mut last = begun.inspect_err(|_| stop_unseen(vm, no_wait))?;
     let mut stopped = None;
     while last.state == "running" && last.is(&target, plan) && !no_wait {
         if let Some(signal) = signals.caught() {
@@ -133,22 +134,37 @@ pub fn run(vm: &Vm, what: &What, plan: Plan, no_wait: bool, as_json: bool) -> Re
             thread::sleep(PAUSE);
         }
         let now = Counts::read(vm);
-        last = now.with_context(|| {
-            format!("{what}: when it was seen last, {}; since then", last.tell())
-        })?;
+        let now = now
+            .with_context(|| format!("{what}: when it was seen last, {}; since then", last.tell()));
+        last = now.inspect_err(|_| stop_unseen(vm, no_wait))?;
     }
     clear();
     if !last.is(&target, plan) {
         bail!("{what}: somebody else has begun another storm since; of this one nothing more is known");
     }
+    let told = tell(vm, what, &last, as_json);
+    // This first: who reads may have gone, which is no failure but of what was done.
+    ended(what, &last, stopped)?;
+    told
+}
+
+fn tell(vm: &Vm, what: &What, last: &Counts, as_json: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     if as_json {
-        json::pretty(&mut out, &OfVm::new(vm, &last))?;
+        json::pretty(&mut out, &OfVm::new(vm, last))?;
     } else {
         writeln!(out, "{what}: {}: {}", last.state, last.tell())?;
     }
-    out.flush()?;
-    ended(what, &last, stopped)
+    Ok(out.flush()?)
+}
+
+/// Stop one of which nothing can be seen any more: nobody would when we are gone. If that fails, there is nothing else to
+/// be done, and why it cannot be seen is told already.
+fn stop_unseen(vm: &Vm, no_wait: bool) {
+    if !no_wait {
+        clear();
+        let _ = vm.command(FILE, "stop");
+    }
 }
 
 /// Whether that was what was asked for.
@@ -174,13 +190,13 @@ fn ended(what: &What, last: &Counts, stopped: Option<&str>) -> Result<()> {
 
 fn progress(counts: &Counts) {
     if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K{}", counts.tell());
+        let _ = write!(io::stderr(), "\r\x1b[K{}", counts.tell());
     }
 }
 
 fn clear() {
     if io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
+        let _ = write!(io::stderr(), "\r\x1b[K");
     }
 }
 

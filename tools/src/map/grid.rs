@@ -4,6 +4,7 @@
 use super::model::{Map, Range, Root, Slot};
 use crate::{
     cells::{self, Kind, LINE},
+    columns::printable,
     units::size,
 };
 use anstyle::{AnsiColor, Style};
@@ -163,7 +164,7 @@ fn told(slot: &Slot) -> String {
     let mut text = format!(" {number}: {} at {gpa:#x} {backing}", size(slot.size));
     for word in slot.file.iter().chain(&slot.flags) {
         text.push(' ');
-        text += word;
+        text += &printable(word);
     }
     text.push(';');
     text
@@ -248,6 +249,19 @@ mod tests {
         assert_eq!(lines[1], "slots of address space 0, without tables:");
         let empty = Map::new(&columns(MEMSLOTS), roots, &columns(RANGES)).unwrap();
         assert_eq!(drawn(&empty).len(), 2);
+    }
+
+    /// A file may be called anything.
+    #[test]
+    fn nothing_for_a_terminal_to_obey() {
+        let file = MEMSLOTS.replace("/memfd:a\\040b", "/memfd:\\033[31m");
+        let roots = "root mode as vcpus level tables leaves bytes mmio frozen other held_ns\n";
+        let ranges = RANGES.lines().next().unwrap().to_owned() + "\n";
+        let map = Map::new(&file, roots, &ranges).unwrap();
+        let mut out = Vec::new();
+        draw(&mut out, &map).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains(" tmpfs /memfd:?[31m "), "{text}");
     }
 
     /// However large a guest is, it is a few lines.
