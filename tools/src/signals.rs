@@ -23,9 +23,9 @@ impl Signals {
     /// Note them from now on. What is ignored stays so: `nohup`, and jobs of shells without job control.
     pub fn catch() -> Result<Self> {
         let last = Arc::new(AtomicUsize::new(0));
-        let ignored = ignored(&fs::read_to_string("/proc/self/status")?);
+        let ignored = Ignored::now()?;
         for (number, (signal, _)) in (1..).zip(ALL) {
-            if ignored & (1 << (signal - 1)) == 0 {
+            if !ignored.has(signal) {
                 flag::register_usize(signal, last.clone(), number)?;
             }
         }
@@ -39,11 +39,27 @@ impl Signals {
     }
 }
 
-/// Which are ignored, by `/proc/PID/status`: a bit each.
-fn ignored(status: &str) -> u64 {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.unwrap_or(0)
+/// Which signals are ignored, a bit each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ignored(u64);
+
+impl Ignored {
+    /// Those of this process.
+    pub fn now() -> Result<Self> {
+        Ok(Self::of(&fs::read_to_string("/proc/self/status")?))
+    }
+
+    /// By `/proc/PID/status`.
+    fn of(status: &str) -> Self {
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        Self(mask.unwrap_or(0))
+    }
+
+    /// Whether that one is.
+    pub fn has(&self, signal: i32) -> bool {
+        self.0 & (1 << (signal - 1)) != 0
+    }
 }
 
 #[cfg(test)]
@@ -52,10 +68,8 @@ mod tests {
 
     #[test]
     fn ignored_ones() {
-        assert_eq!(
-            ignored("SigBlk:\t0001\nSigIgn:\t0000000000001001\n"),
-            0x1001
-        );
-        assert_eq!(ignored("Name:\tx\n"), 0);
+        let ignored = Ignored::of("SigBlk:\t0002\nSigIgn:\t0000000000001001\n");
+        assert!(ignored.has(SIGHUP) && ignored.has(13) && !ignored.has(SIGINT));
+        assert_eq!(Ignored::of("Name:\tx\n"), Ignored(0));
     }
 }

@@ -2,7 +2,7 @@
 //! How a subcommand tells what it read: once, or again and again what came (`--watch`), for people or for
 //! programs (`--json`).
 
-use crate::json;
+use crate::{json, signals::Ignored};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use signal_hook::{
     SigId,
 };
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{ErrorKind, Read, Write},
     os::unix::net::UnixStream,
     sync::{atomic::AtomicBool, Arc},
     time::{Duration, Instant},
@@ -119,11 +119,25 @@ pub fn run<R: Reading>(
 struct Interrupt {
     pipe: UnixStream,
     handlers: Vec<SigId>,
+    /// The pipe's other end, which a handler has otherwise: without one a wait would fail.
+    _ignored: Option<UnixStream>,
 }
 
 impl Interrupt {
-    fn new() -> io::Result<Self> {
+    /// What is ignored stays so.
+    fn new() -> Result<Self> {
+        Self::unless(Ignored::now()?.has(SIGINT))
+    }
+
+    fn unless(ignored: bool) -> Result<Self> {
         let (pipe, write) = UnixStream::pair()?;
+        if ignored {
+            return Ok(Self {
+                pipe,
+                handlers: Vec::new(),
+                _ignored: Some(write),
+            });
+        }
         let came = Arc::new(AtomicBool::new(false));
         let handlers = vec![
             // In this order: the first one sees what those before it left.
@@ -131,7 +145,11 @@ impl Interrupt {
             flag::register(SIGINT, came)?,
             pipe::register(SIGINT, write)?,
         ];
-        Ok(Self { pipe, handlers })
+        Ok(Self {
+            pipe,
+            handlers,
+            _ignored: None,
+        })
     }
 
     /// Wait until then, or for it.
@@ -184,12 +202,20 @@ mod tests {
 
     #[test]
     fn interrupted() {
-        let mut interrupt = Interrupt::new().unwrap();
+        let mut interrupt = Interrupt::unless(false).unwrap();
         let soon = Instant::now() + Duration::from_millis(20);
         assert!(!interrupt.comes_before(soon).unwrap());
         assert!(Instant::now() >= soon);
         low_level::raise(SIGINT).unwrap();
         let late = Instant::now() + Duration::from_secs(600);
         assert!(interrupt.comes_before(late).unwrap());
+    }
+
+    #[test]
+    fn ignored() {
+        let mut interrupt = Interrupt::unless(true).unwrap();
+        assert!(interrupt.handlers.is_empty());
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(!interrupt.comes_before(soon).unwrap());
     }
 }
