@@ -283,13 +283,12 @@ pub fn read_fleeting(file: &str) -> Result<Option<String>> {
 
 /// Read one of the module's own files.
 pub fn read(file: &str) -> Result<String> {
-    let path = Path::new(DEBUGFS).join("kvmate").join(file);
-    fs::read_to_string(path).map_err(|error| no_tree(&error))
+    in_tree(file, |path| fs::read_to_string(path))
 }
 
 /// The inodes of all memory files.
 pub fn memory_files() -> Result<Vec<u64>> {
-    numbers_in(&Path::new(DEBUGFS).join("kvmate/gmem"), "").map_err(|error| no_tree(&error))
+    in_tree("gmem", |folder| numbers_in(folder, ""))
 }
 
 /// Whether the tree could be read if it is there: an error where it is for others only.
@@ -323,11 +322,11 @@ pub fn vms() -> Result<Vec<Vm>> {
 
 /// What is in a folder of the module's.
 pub fn folders(name: &str) -> Result<Vec<PathBuf>> {
-    let folder = Path::new(DEBUGFS).join("kvmate").join(name);
-    let entries = fs::read_dir(&folder).map_err(|error| no_tree(&error))?;
-    entries
-        .map(|entry| Ok(entry.with_context(|| folder.display().to_string())?.path()))
-        .collect()
+    in_tree(name, |folder| {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.path()))
+            .collect()
+    })
 }
 
 /// The VM that is asked for.
@@ -343,21 +342,39 @@ fn not_loaded() -> anyhow::Error {
 
 /// What it means that something of the tree is not there, and what to do.
 fn missing() -> anyhow::Error {
-    let begin = Instant::now();
-    // While the module comes or goes the tree is there in part.
-    while begin.elapsed() < SETTLED {
-        if !Path::new(MODULE).exists() {
-            return not_loaded();
-        }
-        if fs::read_dir(DEBUGFS).is_ok_and(|mut entries| entries.next().is_none()) {
-            return anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}");
-        }
-        thread::sleep(PAUSE);
+    if !Path::new(MODULE).exists() {
+        not_loaded()
+    } else if is_empty(DEBUGFS) {
+        anyhow!("debugfs is not there: mount -t debugfs none {DEBUGFS}")
+    } else {
+        anyhow!(
+            "a part of {DEBUGFS}/kvmate is not there: the loaded module is of another version; install the one \
+             that came with this tool"
+        )
     }
-    anyhow!(
-        "a part of {DEBUGFS}/kvmate is not there: the loaded module is of another version; install the one that \
-         came with this tool"
-    )
+}
+
+fn is_empty(folder: &str) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Do something with a part of the tree, once that is whole: while the module comes or goes it is there in part.
+fn in_tree<T>(part: &str, act: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
+    let path = Path::new(DEBUGFS).join("kvmate").join(part);
+    let begin = Instant::now();
+    loop {
+        match act(&path) {
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && Path::new(MODULE).exists()
+                    && !is_empty(DEBUGFS)
+                    && begin.elapsed() < SETTLED =>
+            {
+                thread::sleep(PAUSE);
+            }
+            done => return done.map_err(|error| no_tree(&error)),
+        }
+    }
 }
 
 /// Why there is no tree, and what to do.

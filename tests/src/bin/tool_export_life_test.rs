@@ -30,6 +30,7 @@ use std::{
     num::NonZeroUsize,
     process::ExitCode,
     ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -300,31 +301,38 @@ fn module_goes_while_scraped() -> Result<()> {
     let mut guest = steps::Guest::new(&[Step::Out(10)])?;
     guest.run()?;
     let stop = Stop::default();
-    let (ups, downs) = thread::scope(|scope| -> Result<(u32, u32)> {
-        let scraper = scope.spawn(|| -> Result<(u32, u32)> {
-            let (mut ups, mut downs) = (0, 0);
+    let (ups, downs) = (AtomicU32::new(0), AtomicU32::new(0));
+    thread::scope(|scope| -> Result<()> {
+        let scraper = scope.spawn(|| -> Result<()> {
             while !stop.asked() {
                 let metrics = exporter.metrics()?;
                 match metrics.whole("kvmate_up")? {
                     0 => {
                         ensure_eq!(metrics.count("kvmate_"), 3, "samples: {metrics:?}");
-                        downs += 1;
+                        downs.fetch_add(1, Relaxed);
                     }
                     _ => {
                         let told = metrics.count("kvmate_vm_info{") as u64;
                         let all = told + metrics.left_out("ended")?;
                         ensure_eq!(all, metrics.whole("kvmate_vms")?, "VMs: {metrics:?}");
-                        ups += 1;
+                        ups.fetch_add(1, Relaxed);
                     }
                 }
                 thread::sleep(Duration::from_millis(1));
             }
-            Ok((ups, downs))
+            Ok(())
         });
         let _stop = stop.on_drop();
-        for _ in 0..8 {
+        for round in 0..8 {
             let kvmate = Kvmate::load("")?;
+            let before = ups.load(Relaxed);
             thread::sleep(Duration::from_millis(30));
+            // It goes at any moment, and not always before a scrape is through.
+            if round % 2 == 0 && !scraper.is_finished() {
+                until("it was scraped", || {
+                    Ok(ups.load(Relaxed) > before || scraper.is_finished())
+                })?;
+            }
             std::mem::forget(kvmate);
             until("it is unloaded", || match module::unload("kvmate") {
                 Ok(()) => Ok(true),
@@ -335,6 +343,7 @@ fn module_goes_while_scraped() -> Result<()> {
         stop.ask();
         scraper.join().expect("the scraper")
     })?;
+    let (ups, downs) = (ups.into_inner(), downs.into_inner());
     ensure!(
         ups > 0 && downs > 0,
         "{ups} scrapes with it, {downs} without"
