@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             ("mapping_is_left", mapping_is_left),
             ("without_root", without_root),
             ("wrong_usage", wrong_usage),
+            ("closed_pipe", closed_pipe),
         ]),
     }
 }
@@ -423,4 +424,13 @@ fn without_root() -> Result<()> {
 
 fn wrong_usage() -> Result<()> {
     doctor(&["x"])?.says(2, "Usage: kvmate doctor")
+}
+
+/// Nobody reads: what is missing decides about the status all the same.
+fn closed_pipe() -> Result<()> {
+    let (from, to) = nix::unistd::pipe()?;
+    drop(from);
+    let mut command = tool::command("doctor")?;
+    command.stdout(to);
+    Done::of(command)?.says(1, "missing: module")
 }
