@@ -91,8 +91,10 @@ fn as_tables(kvmate: &Kvmate, snapshot: &Snapshot) -> Result<()> {
 fn as_files(kvmate: &Kvmate, snapshot: &Snapshot) -> Result<()> {
     as_tables(kvmate, snapshot)?;
     let text = kvmate.read(&format!("vms/{}/vcpus", snapshot.vm))?;
+    // KVM asks for something whenever the task is switched to (KVM_REQ_STEAL_UPDATE).
     let still = |line: &Vcpu| Vcpu {
         ago: String::new(),
+        requests: String::new(),
         ..line.clone()
     };
     let all = |text: &str| Ok::<_, anyhow::Error>(table::vcpus(text)?.iter().map(still).collect());

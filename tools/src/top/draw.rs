@@ -5,10 +5,10 @@
 
 use super::{
     bands,
-    list::{count, per_second, printable, List},
+    list::{count, per_second, List},
     model::{Model, Panel},
 };
-use crate::units;
+use crate::{columns::printable, units};
 use ratatui::{
     layout::{Alignment, Constraint, Layout, Rect},
     style::Modifier,

@@ -2,6 +2,7 @@
 //! A list on the screen, and the numbers in it.
 
 use super::model::{Model, Panel};
+use crate::columns::printable;
 use ratatui::{
     layout::{Alignment, Constraint, Rect},
     style::{Modifier, Style},
@@ -60,11 +61,6 @@ impl List<'_> {
         let mut state = TableState::new().with_selected(self.chosen);
         frame.render_stateful_widget(table, area, &mut state);
     }
-}
-
-/// Without control characters, which a process may have in its name, and which the terminal would obey.
-pub fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
 }
 
 /// A rate; none is not known.
