@@ -7,8 +7,10 @@ use crate::{
         steps::{self, Step},
         Vm,
     },
+    ktap,
     module::{is_loaded, Stop},
     oracle::name_of,
+    storm,
 };
 use anyhow::{bail, ensure, Context, Result};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -26,8 +28,17 @@ use std::{
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc::channel,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+/// A test program that is its own VMM as well ([`Vmm`]).
+pub fn main(tests: &[ktap::Test]) -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [option, what] if option == VMM => vmm(what),
+        _ => ktap::main(tests),
+    }
+}
 
 /// What is called so on SVM, and so on VMX.
 pub fn named(svm: &'static str, vmx: &'static str) -> &'static str {
@@ -179,21 +190,11 @@ impl Vmm {
 
     /// Stand by until its state is that.
     pub fn until(&self, state: char) -> Result<()> {
-        let began = Instant::now();
-        loop {
+        storm::until(&format!("its state is {state}"), || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-            if stat
-                .rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with(state))
-            {
-                return Ok(());
-            }
-            ensure!(
-                began.elapsed() < Duration::from_secs(20),
-                "not {state}: {stat}"
-            );
-            thread::sleep(Duration::from_millis(1));
-        }
+            let rest = stat.rsplit_once(") ").map(|(_, rest)| rest);
+            Ok(rest.is_some_and(|rest| rest.starts_with(state)))
+        })
     }
 
     /// Its task, as tables have it.

@@ -190,13 +190,16 @@ fn corrupted(before: i64) -> Result<i64> {
     Ok((meminfo("HardwareCorrupted")? - before) / PAGE as i64)
 }
 
+/// Files that differ in their folios: what they are called, are made with, and whether they are split.
+const FILES: [(&str, u32, bool); 3] = [
+    ("huge", 0, false),
+    ("split", 0, true),
+    ("small", KVMATE_GMEM_SMALL, false),
+];
+
 fn mapped() -> Result<()> {
     let kvmate = Kvmate::load("")?;
-    for (what, flags, split) in [
-        ("huge", 0, false),
-        ("split", 0, true),
-        ("small", KVMATE_GMEM_SMALL, false),
-    ] {
+    for (what, flags, split) in FILES {
         let before = meminfo("HardwareCorrupted")?;
         let (file, map, mut pattern) = patterned(flags)?;
         if split {
@@ -223,11 +226,7 @@ fn mapped() -> Result<()> {
 
 fn not_mapped() -> Result<()> {
     let kvmate = Kvmate::load("")?;
-    for (what, flags, split) in [
-        ("huge", 0, false),
-        ("split", 0, true),
-        ("small", KVMATE_GMEM_SMALL, false),
-    ] {
+    for (what, flags, split) in FILES {
         let before = meminfo("HardwareCorrupted")?;
         let (file, map, mut pattern) = patterned(flags)?;
         if split {

@@ -12,7 +12,6 @@ use kvmate_tests::{
         Vm,
     },
     hung::{self, hex, named, running, vm_of, User, Vmm},
-    ktap,
     module::{Kvmate, Stop, EVERYTHING},
     oracle::name_of,
     snapshot::Snapshot,
@@ -29,13 +28,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if let [option, what] = &arguments[..] {
-        if option == hung::VMM {
-            return hung::vmm(what);
-        }
-    }
-    ktap::main(&[
+    hung::main(&[
         ("never_run", never_run),
         ("halted", halted),
         ("in_the_kernel", in_the_kernel),

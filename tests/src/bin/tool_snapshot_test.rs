@@ -8,7 +8,6 @@ use kvmate_tests::{
     ensure_eq,
     guest::steps::Step,
     hung::{self, named, running, vm_of, User, Vmm},
-    ktap,
     module::{Kvmate, EVERYTHING},
     oracle::name_of,
     snapshot::Snapshot,
@@ -23,13 +22,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if let [option, what] = &arguments[..] {
-        if option == hung::VMM {
-            return hung::vmm(what);
-        }
-    }
-    ktap::main(&[
+    hung::main(&[
         ("halted", halted),
         ("vmm_stopped", vmm_stopped),
         ("errors", errors),

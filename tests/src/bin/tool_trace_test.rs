@@ -25,7 +25,7 @@ use std::{
     fs,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode},
+    process::{Child, ExitCode},
 };
 
 fn main() -> ExitCode {
@@ -369,28 +369,13 @@ fn no_standard_error() -> Result<()> {
 fn module_goes() -> Result<()> {
     let kvmate = load()?;
     let tool = start(&kvmate, &[], "31")?;
-    // It may just look at a knob.
-    until("it is unloaded", || {
-        let gone = Command::new("rmmod")
-            .arg("kvmate")
-            .stderr(std::process::Stdio::null())
-            .status()?;
-        Ok(gone.success())
-    })?;
-    std::mem::forget(kvmate);
+    kvmate.unload()?;
     Done::awaited(tool)?.says(1, "was unloaded")?;
     no_buffer()?;
     // Also if it has come again, with what somebody else wants of it.
     let kvmate = load()?;
     let tool = start(&kvmate, &[], "31")?;
-    until("it is unloaded", || {
-        let gone = Command::new("rmmod")
-            .arg("kvmate")
-            .stderr(std::process::Stdio::null())
-            .status()?;
-        Ok(gone.success())
-    })?;
-    std::mem::forget(kvmate);
+    kvmate.unload()?;
     let kvmate = load()?;
     Done::awaited(tool)?.says(1, "was unloaded")?;
     set_back(&kvmate)?;

@@ -6,7 +6,6 @@ use kvmate_tests::{
     ensure_eq,
     guest::steps::{at_rest, Guest, Step},
     hung::{self, Vmm},
-    ktap,
     module::{Kvmate, Stop, EVERYTHING},
     oracle::name_of,
     seen,
@@ -24,13 +23,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if let [option, what] = &arguments[..] {
-        if option == hung::VMM {
-            return hung::vmm(what);
-        }
-    }
-    ktap::main(&[
+    hung::main(&[
         ("what_came", what_came),
         ("all_vms", all_vms),
         ("rates", rates),

@@ -24,13 +24,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if let [option, what] = &arguments[..] {
-        if option == hung::VMM {
-            return hung::vmm(what);
-        }
-    }
-    ktap::main(&[
+    hung::main(&[
         ("never_run", never_run),
         ("in_user_space", in_user_space),
         ("in_the_guest", in_the_guest),
