@@ -182,10 +182,14 @@ impl Vmm {
         self.child.id()
     }
 
-    /// Stop it, and wait until it stands.
+    /// Stop it, and wait until it stands: a task has its state a moment before it has left its processor.
     pub fn stop(&self) -> Result<()> {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGSTOP)?;
-        self.until('T')
+        self.until('T')?;
+        storm::until("it has left its processor", || {
+            let call = fs::read_to_string(format!("/proc/{}/syscall", self.child.id()))?;
+            Ok(call.trim_end() != "running")
+        })
     }
 
     /// Stand by until its state is that.

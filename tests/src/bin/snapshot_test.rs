@@ -129,7 +129,9 @@ fn halted() -> Result<()> {
     let (vm, mut vcpu) = vm_of(&steps, true, false)?;
     let name = name_of(&vm.fd);
     running(&mut vcpu, User::Wait, |task| {
-        let snapshot = until(&name, |_, line| Ok(line.state == "halted"))?;
+        let snapshot = until(&name, |snapshot, line| {
+            Ok(line.state == "halted" && snapshot.task(0)?.2.is_some())
+        })?;
         as_files(&kvmate, &snapshot)?;
         ensure_eq!(
             only(&snapshot)?.last_exit,

@@ -94,7 +94,8 @@ fn until(vm: &str, state: &str, task: &str) -> Result<Snapshot> {
     loop {
         let snapshot = Snapshot::of(vm)?;
         let lines = table::vcpus(snapshot.part("vcpus")?)?;
-        if lines[0].state == state && snapshot.task(0)?.1 == task {
+        let (_, is, frames) = snapshot.task(0)?;
+        if lines[0].state == state && is == task && frames.is_some() {
             return Ok(snapshot);
         }
         ensure!(began.elapsed() < Duration::from_secs(60), "{snapshot:?}");
