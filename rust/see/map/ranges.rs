@@ -36,7 +36,7 @@ struct Range {
 pub(in super::super) struct Cursor {
     why: Why,
     begun: bool,
-    roots: KVec<Root>,
+    roots: KVVec<Root>,
     /// How many roots have been begun.
     root: usize,
     walk: Option<Walk>,
@@ -83,7 +83,7 @@ impl Lines for Ranges {
         Ok(Cursor {
             why: Why::new(),
             begun: false,
-            roots: KVec::new(),
+            roots: KVVec::new(),
             root: 0,
             walk: None,
             runs: KVec::with_capacity(RUNS, GFP_KERNEL)?,

@@ -22,8 +22,6 @@ use kernel::prelude::*;
 const STEP: usize = 2 * ENTRIES;
 /// How many runs a step can give.
 pub(super) const RUNS: usize = ENTRIES;
-/// How many roots are told.
-const ROOTS: usize = 64;
 /// How often a step is tried again when vCPUs get other roots all the time.
 const TRIES: u32 = 64;
 
@@ -57,28 +55,42 @@ pub(super) struct Root {
     pub(super) vcpus: u32,
 }
 
-/// The roots that are in use, [`ROOTS`] at most.
-pub(super) fn roots(vm: &Vm) -> Result<KVec<Root>> {
-    let mut roots: KVec<Root> = KVec::with_capacity(ROOTS, GFP_KERNEL)?;
-    let mut note = |id: Option<RootId>, mode| {
-        let Some(id) = id else { return };
-        match roots.iter_mut().find(|root| root.id == id) {
-            Some(root) => root.vcpus += 1,
-            None => {
-                // Those that are too many are left out.
-                let _ = roots.push_within_capacity(Root { id, mode, vcpus: 1 });
-            }
-        }
-    };
-    let looked = vm.gate.enter(|vm| {
-        vm.each_vcpu(|vcpu| {
-            let (own, nested) = vcpu.roots();
-            let tdp = own.is_some_and(|id| id.role.is_stage2());
-            note(own, if tdp { Mode::Tdp } else { Mode::Shadow });
-            note(nested, Mode::Nested);
+/// The roots that are in use, in the order of the first vCPU that has each. `EIO`: the VM has ended.
+pub(super) fn roots(vm: &Vm) -> Result<KVVec<Root>> {
+    let mut each = KVVec::new();
+    // Behind the gate nothing is allocated: count there, and come again with that room.
+    loop {
+        let mut missed = 0;
+        each.clear();
+        let mut note = |id: Option<RootId>, mode| {
+            let Some(id) = id else { return };
+            let root = Root { id, mode, vcpus: 1 };
+            missed += usize::from(each.push_within_capacity(root).is_err());
+        };
+        let looked = vm.gate.enter(|vm| {
+            vm.each_vcpu(|vcpu| {
+                let (own, nested) = vcpu.roots();
+                let tdp = own.is_some_and(|id| id.role.is_stage2());
+                note(own, if tdp { Mode::Tdp } else { Mode::Shadow });
+                note(nested, Mode::Nested);
+            });
         });
-    });
-    looked.ok_or(EIO)?;
+        looked.ok_or(EIO)?;
+        if missed == 0 {
+            break;
+        }
+        let room = each.len() + missed;
+        each.clear();
+        each.reserve(room, GFP_KERNEL)?;
+    }
+    let mut roots: KVVec<Root> = KVVec::new();
+    for root in &each {
+        schedule::breathe()?;
+        match roots.iter_mut().find(|other| other.id == root.id) {
+            Some(other) => other.vcpus += 1,
+            None => roots.push(*root, GFP_KERNEL)?,
+        }
+    }
     Ok(roots)
 }
 

@@ -45,7 +45,7 @@ struct Counts {
 pub(in super::super) struct Cursor {
     why: Why,
     begun: bool,
-    roots: KVec<Root>,
+    roots: KVVec<Root>,
     /// The root of this line, and its counts.
     root: usize,
     counts: Option<Counts>,
@@ -97,7 +97,7 @@ impl Lines for Stage2 {
         Ok(Cursor {
             why: Why::new(),
             begun: false,
-            roots: KVec::new(),
+            roots: KVVec::new(),
             root: 0,
             counts: None,
             level: 0,

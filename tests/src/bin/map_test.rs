@@ -6,7 +6,11 @@
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
-    guest::pages::{self, set_slot, Region, Touch, LARGE, PAGE},
+    guest::{
+        pages::{self, set_slot, Region, Touch, LARGE, PAGE},
+        steps::{self, Step},
+        Vm,
+    },
     ktap,
     map::{
         self,
@@ -15,6 +19,7 @@ use kvmate_tests::{
     },
     module::{self, Kvmate, WithoutKvm, DEBUGFS},
     oracle,
+    storm::name_of,
 };
 use nix::{errno::Errno, libc};
 use std::{
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
         ("sparse_terabyte", sparse_terabyte),
         ("vm_older_than_the_module", vm_older_than_the_module),
         ("shadow_paging", shadow_paging),
+        ("many_roots", many_roots),
         ("ended", ended),
     ])
 }
@@ -474,6 +480,32 @@ fn shadow_paging() -> Result<()> {
         // What is not of stage 2 is told.
         let row = map::look_up(&guest.name, AT)?;
         ensure_eq!(row.cells("slot host_level stage2_level"), "1 2 ", "look-up");
+    }
+    drop(kvm);
+    kvmate.unload()
+}
+
+/// Without a second stage each vCPU that pages nothing has a root of its own.
+fn many_roots() -> Result<()> {
+    const COUNT: u64 = 150;
+    let kvm = WithoutStage2::new()?;
+    let kvmate = Kvmate::load("")?;
+    {
+        let vm = Vm::new(steps::MEMORY, false)?;
+        steps::load(&vm, 0, &[Step::Out(1)]);
+        let mut vcpus = Vec::new();
+        for id in 0..COUNT {
+            let mut vcpu = vm.vcpu(id)?;
+            steps::start_with(&vcpu, 0, false)?;
+            steps::run(&mut vcpu, || ())?;
+            vcpus.push(vcpu);
+        }
+        let rows = map::table(&name_of(&vm), "stage2", map::STAGE2)?;
+        let found: Vec<_> = rows.iter().map(|r| r.cells("root mode as vcpus")).collect();
+        let all: Vec<_> = (0..COUNT)
+            .map(|root| format!("{root} shadow 0 1"))
+            .collect();
+        ensure_eq!(found, all, "roots");
     }
     drop(kvm);
     kvmate.unload()
