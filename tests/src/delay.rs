@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `tests/module/kvmate_delay.ko`: waits at chosen points of KVM, so that races happen.
 
-use crate::module;
-use anyhow::{ensure, Context, Result};
-use std::{fs, thread, time::Duration};
+use crate::{module, storm};
+use anyhow::{Context, Result};
+use std::{fs, time::Duration};
 
 const NAME: &str = "kvmate_delay";
 
@@ -45,14 +45,9 @@ impl Delay {
 
     /// Stand by until it has begun to wait at that point once more than `before` times.
     pub fn until_hit(&self, point: &str, before: u64) -> Result<()> {
-        for _ in 0..20_000 {
-            if self.hits(point)? > before {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_micros(500));
-        }
-        ensure!(false, "nobody came to the point {point}");
-        Ok(())
+        storm::until(&format!("somebody comes to the point {point}"), || {
+            Ok(self.hits(point)? > before)
+        })
     }
 
     /// Unload.

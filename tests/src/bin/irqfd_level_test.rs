@@ -12,7 +12,7 @@ use kvmate_tests::{
     storm,
     traced::Traced,
 };
-use std::{os::fd::AsRawFd, process::ExitCode};
+use std::{collections::BTreeMap, os::fd::AsRawFd, process::ExitCode};
 
 fn main() -> ExitCode {
     ktap::main(&[
@@ -45,6 +45,11 @@ fn level_with_resample() -> Result<()> {
                     Ok(resample.read().is_ok_and(|number| number == 1))
                 })?;
             }
+            storm::until("the worker has done all", || {
+                let rows = poke::bindings(&name)?;
+                let number = |column: &str| -> Result<u64> { Ok(rows[0][column].parse()?) };
+                Ok(number("delivered")? + number("failed")? == 50)
+            })?;
             running.settled()?;
             ensure_eq!(running.count(0, vector), 50, "interrupts of GSI {gsi}");
             ensure!(resample.read().is_err(), "told once more");
@@ -159,10 +164,19 @@ fn level_shared() -> Result<()> {
             }
             storm::until("both are up", || {
                 let rows = poke::bindings(&guest.name)?;
-                Ok(rows.iter().all(|row| row["signalled"] != "1"))
+                let sum = |row: &BTreeMap<String, String>, columns: &[&str]| -> Result<u64> {
+                    let numbers = columns.iter().map(|column| row[*column].parse::<u64>());
+                    Ok(numbers.sum::<Result<u64, _>>()?)
+                };
+                let up = |row| -> Result<bool> {
+                    let done = sum(row, &["delivered", "coalesced", "failed"])?;
+                    Ok(row["signalled"] != "1" && done == sum(row, &["signalled"])?)
+                };
+                Ok(up(&rows[0])? && up(&rows[1])?)
             })?;
+            let traced = Traced::begin()?;
             drop(one);
-            Ok(())
+            traced.none("the one that went")
         })?;
         storm::until("the other is told", || Ok(fds[1].1.read().is_ok()))?;
         ensure!(fds[0].1.read().is_err(), "the one that went is told");

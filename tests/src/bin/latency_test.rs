@@ -5,7 +5,7 @@
 use anyhow::{ensure, Context, Result};
 use kvmate_tests::{
     ensure_eq,
-    guest::irq::{Chips, Guest, Trigger},
+    guest::irq::{Chips, Guest, Running, Trigger},
     ktap,
     module::Kvmate,
     poke::{self, poked, Device, MSI_VECTOR, PIN, VECTOR},
@@ -74,14 +74,19 @@ fn knob() -> Result<()> {
 }
 
 /// So many, one after the other; how long the slowest of them took by our clock, in ns, and all.
-fn send(count: u64, eventfd: &EventFd, until: impl Fn(u64) -> Result<()>) -> Result<(u64, u64)> {
+fn send(
+    running: &Running<'_>,
+    count: u64,
+    eventfd: &EventFd,
+    until: impl Fn(u64) -> Result<()>,
+) -> Result<(u64, u64)> {
     let (mut slowest, mut all) = (0, 0);
     for number in 1..=count {
         let begin = Instant::now();
         eventfd.write(1)?;
         until(number)?;
         // And its EOI.
-        thread::sleep(Duration::from_millis(if storm::slow() { 50 } else { 2 }));
+        running.settled()?;
         let took = begin.elapsed().as_nanos() as u64;
         (slowest, all) = (slowest.max(took), all + took);
     }
@@ -121,13 +126,13 @@ fn msis() -> Result<()> {
         let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
         let _binding = device.bind(poke::msi_at(v, e, msi))?;
         ensure_eq!(latency(&guest.name)?, (None, None), "before");
-        let took = send(50, &eventfd, |count| guest.until(MSI_VECTOR, count))?;
+        let took = send(guest.running, 50, &eventfd, |n| guest.until(MSI_VECTOR, n))?;
         all_timed(&guest.name, 50, took)?;
         // Not when it is off; what was timed stays.
         kvmate.write("knobs/latency", "0")?;
         eventfd.write(1)?;
         guest.until(MSI_VECTOR, 51)?;
-        thread::sleep(Duration::from_millis(2));
+        guest.running.settled()?;
         all_timed(&guest.name, 50, took)
     })?;
     kvmate.unload()
@@ -141,7 +146,7 @@ fn lowest_priority() -> Result<()> {
         let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let msi = (0xfee0_0000, 0x100 | u32::from(MSI_VECTOR));
         let _binding = device.bind(poke::msi_at(v, e, msi))?;
-        let took = send(20, &eventfd, |count| guest.until(MSI_VECTOR, count))?;
+        let took = send(guest.running, 20, &eventfd, |n| guest.until(MSI_VECTOR, n))?;
         all_timed(&guest.name, 20, took)
     })?;
     kvmate.unload()
@@ -153,7 +158,7 @@ fn pins() -> Result<()> {
         let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
         let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let _binding = device.bind(poke::gsi(v, e, PIN))?;
-        let took = send(50, &eventfd, |count| guest.until(VECTOR, count))?;
+        let took = send(guest.running, 50, &eventfd, |n| guest.until(VECTOR, n))?;
         all_timed(&guest.name, 50, took)
     })?;
     kvmate.unload()
@@ -174,7 +179,7 @@ fn held_back() -> Result<()> {
             Ok(())
         })?;
         guest.until(MSI_VECTOR, 1)?;
-        thread::sleep(Duration::from_millis(2));
+        guest.running.settled()?;
         let (injected, ended) = latency(&guest.name)?;
         for numbers in [injected.context("no injection")?, ended.context("no EOI")?] {
             ensure_eq!(numbers[0], 1, "{numbers:?}");
@@ -195,7 +200,7 @@ fn pic_is_not_told() -> Result<()> {
         let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
         let (v, e) = (running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let _binding = device.bind(poke::gsi(v, e, 5))?;
-        send(5, &eventfd, |count| running.until(0, vector, count))?;
+        send(running, 5, &eventfd, |n| running.until(0, vector, n))?;
         ensure_eq!(latency(&name)?, (None, None), "latency");
         Ok(())
     })?;
@@ -217,9 +222,10 @@ fn others_are_not_timed() -> Result<()> {
                 other.running.signal(msi)?;
                 other.until(MSI_VECTOR, count)?;
             }
+            guest.running.settled()?;
             ensure_eq!(latency(&guest.name)?, (None, None), "latency");
             // While one of the other's is under way.
-            let took = send(20, &eventfd, |count| {
+            let took = send(guest.running, 20, &eventfd, |count| {
                 other.running.signal(msi)?;
                 guest.until(MSI_VECTOR, 20 + count)
             })?;

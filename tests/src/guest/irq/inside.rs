@@ -8,7 +8,7 @@
 use super::{
     chips,
     load::{DIRECT, SHARED},
-    shared::{Cpu, Machine, FAULT, HALT, HELD, HOLD, SPIN},
+    shared::{Cpu, Machine, FAULT, FENCE, HALT, HELD, HOLD, SPIN},
 };
 use std::{
     arch::{asm, global_asm},
@@ -141,7 +141,14 @@ extern "C" fn interrupt(vector: u8, cpu: &Cpu) {
     if vector < 32 {
         fault(vector);
     }
-    cpu.counts[usize::from(vector)].fetch_add(1, Release);
+    let count = || cpu.counts[usize::from(vector)].fetch_add(1, Release);
+    if vector == FENCE {
+        // Whoever waits for it finds nothing under way, not itself either.
+        chips::end(vector);
+        count();
+        return;
+    }
+    count();
     // The device first, then the chip: a line that is up still at the end comes again.
     let device = &machine.devices[usize::from(vector)];
     if device.load(Relaxed) > 0 {

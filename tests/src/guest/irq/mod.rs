@@ -308,7 +308,7 @@ impl Running<'_> {
             .collect()
     }
 
-    /// All that were taken when nothing that was sent is pending any more.
+    /// All that were taken when nothing that was sent is pending any more, nor waits for its EOI.
     pub fn settled(&self) -> Result<Counts> {
         // What kvmate and KVM hand to workers, on a machine that does little else.
         thread::sleep(Duration::from_millis(20));
