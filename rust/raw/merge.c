@@ -34,8 +34,10 @@ static void thaw(struct folio **old, unsigned int count)
 		folio_ref_unfreeze(old[count], references_alone(old[count]));
 }
 
-static void take_out(struct address_space *mapping, struct folio **old, unsigned int count)
+/* Tells how many pages they had. */
+static unsigned long take_out(struct folio **old, unsigned int count)
 {
+	unsigned long all = 0;
 	unsigned int i;
 
 	for (i = 0; i < count; i++) {
@@ -44,10 +46,11 @@ static void take_out(struct address_space *mapping, struct folio **old, unsigned
 		lruvec_stat_mod_folio(old[i], NR_FILE_PAGES, -pages);
 		if (folio_test_pmd_mappable(old[i]))
 			lruvec_stat_mod_folio(old[i], NR_FILE_THPS, -pages);
-		mapping->nrpages -= pages;
+		all += pages;
 		old[i]->mapping = NULL;
 		folio_ref_unfreeze(old[i], 1);
 	}
+	return all;
 }
 
 /* It has been put elsewhere, with the references that it had here. */
@@ -66,6 +69,7 @@ int kvmate_mapping_replace(struct address_space *mapping, struct address_space *
 			   unsigned int *busy)
 {
 	XA_STATE_ORDER(xas, &mapping->i_pages, new->index, folio_order(new));
+	unsigned long pages;
 	unsigned int frozen;
 	int ret;
 
@@ -83,8 +87,9 @@ int kvmate_mapping_replace(struct address_space *mapping, struct address_space *
 			new->mapping = from;
 			thaw(old, frozen);
 		} else {
-			take_out(mapping, old, count);
-			mapping->nrpages += folio_nr_pages(new);
+			/* fstat() reads without the lock: the old ones or the new, never fewer. */
+			pages = mapping->nrpages + folio_nr_pages(new) - take_out(old, count);
+			WRITE_ONCE(mapping->nrpages, pages);
 		}
 		xas_unlock_irq(&xas);
 	} while (xas_nomem(&xas, GFP_KERNEL));
