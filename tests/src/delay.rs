@@ -53,13 +53,13 @@ impl Delay {
     /// Unload.
     pub fn unload(self) -> Result<()> {
         std::mem::forget(self);
-        module::unload(NAME).context("rmmod kvmate_delay")
+        module::unload_when_free(NAME).context("rmmod kvmate_delay")
     }
 }
 
 impl Drop for Delay {
     fn drop(&mut self) {
-        if let Err(error) = module::unload(NAME) {
+        if let Err(error) = module::unload_when_free(NAME) {
             eprintln!("# rmmod {NAME}: {error}");
         }
     }

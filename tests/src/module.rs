@@ -61,17 +61,17 @@ pub fn unload(name: &str) -> nix::Result<()> {
     delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
 }
 
-/// For how long others may hold kvmate: khugepaged has a memory file of its own for a moment while it
-/// looks at a mapping.
-const HELD: Duration = Duration::from_secs(10);
+/// For how long others may hold a module: khugepaged has a memory file of kvmate's for a moment while
+/// it looks at a mapping.
+const HELD: Duration = Duration::from_secs(60);
 
-/// `rmmod kvmate`, when nobody holds it.
-fn unload_kvmate() -> nix::Result<()> {
+/// `rmmod`, when nobody holds it.
+pub fn unload_when_free(name: &str) -> nix::Result<()> {
     let begin = Instant::now();
     loop {
-        match unload("kvmate") {
+        match unload(name) {
             Err(Errno::EWOULDBLOCK) if begin.elapsed() < HELD => {
-                println!("# kvmate is held for a moment");
+                println!("# {name} is held for a moment");
                 thread::sleep(Duration::from_millis(100));
             }
             done => return done,
@@ -105,7 +105,7 @@ impl Kvmate {
     /// Unload, and see that nothing of it is left.
     pub fn unload(self) -> Result<()> {
         std::mem::forget(self);
-        unload_kvmate().context("rmmod kvmate")?;
+        unload_when_free("kvmate").context("rmmod kvmate")?;
         for left in [DEBUGFS, DEVICE, "/sys/module/kvmate"] {
             anyhow::ensure!(
                 !Path::new(left).exists(),
@@ -138,7 +138,7 @@ impl Kvmate {
 
 impl Drop for Kvmate {
     fn drop(&mut self) {
-        if let Err(error) = unload_kvmate() {
+        if let Err(error) = unload_when_free("kvmate") {
             eprintln!("# rmmod kvmate: {error}");
         }
     }
@@ -165,7 +165,7 @@ impl WithoutKvm {
     pub fn new() -> Result<Self> {
         let vendor = vendor()?;
         for name in [vendor, "kvm"] {
-            unload(name).with_context(|| format!("rmmod {name}"))?;
+            unload_when_free(name).with_context(|| format!("rmmod {name}"))?;
         }
         Ok(Self { vendor })
     }

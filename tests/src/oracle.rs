@@ -10,6 +10,7 @@
 use crate::{
     ensure_eq, ftrace,
     module::{Kvmate, DEBUGFS},
+    storm,
     table::{self, Row},
     trace::{Trace, What},
     tsc::Rate,
@@ -290,12 +291,8 @@ pub fn of_vm(vm: &str) -> String {
 
 /// Wait until the VM's folder is gone, and its row in `ended` there.
 pub fn wait_for_end(vm: &str) -> Result<()> {
-    for _ in 0..1000 {
+    storm::until(&format!("{vm} has ended"), || {
         let ended = std::fs::read_to_string(Path::new(DEBUGFS).join("ended"))?;
-        if !Path::new(DEBUGFS).join("vms").join(vm).exists() && ended.contains(vm) {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    anyhow::bail!("{vm} has not ended after ten seconds")
+        Ok(!Path::new(DEBUGFS).join("vms").join(vm).exists() && ended.contains(vm))
+    })
 }

@@ -12,6 +12,7 @@ use kvmate_tests::{
     ktap,
     module::{Kvmate, Stop},
     stats::Stats,
+    storm,
 };
 use std::{process::ExitCode, thread, time::Duration};
 
@@ -267,12 +268,9 @@ fn switching_under_load() -> Result<()> {
             ensure!(now >= last, "the count went back from {last} to {now}");
             last = now;
         }
-        thread::sleep(Duration::from_millis(50));
-        ensure!(
-            kvmate.exits()? > last,
-            "nothing is counted after switching on"
-        );
-        Ok(())
+        storm::until("it is counted after switching on", || {
+            Ok(kvmate.exits()? > last)
+        })
     })?;
     kvmate.unload()
 }

@@ -10,6 +10,7 @@ use kvmate_tests::{
     },
     ktap,
     module::Kvmate,
+    storm,
 };
 use kvmate_uapi::KVMATE_GMEM_SMALL;
 use nix::{
@@ -270,7 +271,7 @@ fn interrupted() -> Result<()> {
         wide.write_all_at(b"x", (part * gib + PAGE) as u64)?;
     }
     ensure_eq!(allocated(&wide)?, parts * PAGE, "before the punch");
-    let alarms = Alarms::every(500, false)?;
+    let alarms = Alarms::every(if storm::slow() { 5000 } else { 500 }, false)?;
     let mut times = 0;
     let all = loop {
         let before = allocated(&wide)?;
@@ -302,7 +303,7 @@ fn nothing_is_punched_quickly() -> Result<()> {
     let began = std::time::Instant::now();
     fallocate(&file, PUNCH, 1, size as i64 - 1)?;
     ensure!(
-        began.elapsed().as_secs() < 10,
+        began.elapsed().as_secs() < 100,
         "{:?} for one page",
         began.elapsed()
     );

@@ -14,13 +14,7 @@ use kvmate_tests::{
     module::Kvmate,
 };
 use nix::{errno::Errno, libc};
-use std::{
-    fs::File,
-    os::unix::fs::FileExt,
-    process::ExitCode,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs::File, os::unix::fs::FileExt, process::ExitCode, thread, time::Duration};
 
 fn main() -> ExitCode {
     ktap::main(&[
@@ -231,18 +225,15 @@ fn waits_for_a_locked_folio() -> Result<()> {
         let (file, map, mut expected) = patterned()?;
         let (wait, at) = (Duration::from_millis(100), map.address() + HUGE);
         thread::scope(|scope| -> Result<()> {
-            let began = Instant::now();
-            let locker = scope.spawn(|| hold.lock(at, wait.as_micros() as u64));
-            thread::sleep(wait / 2);
-            punch(&file, offset, length)?;
-            ensure!(
-                began.elapsed() >= wait,
-                "not waited for: {:?}",
-                began.elapsed()
-            );
+            let locked = hold.locked(at)?;
+            let puncher = scope.spawn(|| punch(&file, offset, length));
+            thread::sleep(wait);
+            let waits = !puncher.is_finished();
+            drop(locked);
+            puncher.join().expect("no panic")?;
+            ensure!(waits, "not waited for");
             expected[offset..offset + length].fill(0);
             ensure!(gmem::bytes(&file)? == expected, "bytes");
-            locker.join().expect("no panic")?;
             Ok(())
         })?;
     }

@@ -338,7 +338,8 @@ fn held_interrupts_coalesce() -> Result<()> {
                 storm::until("the eventfds are empty", || {
                     Ok(taken(edges.eventfd())? && taken(msis.eventfd())?)
                 })?;
-                thread::sleep(std::time::Duration::from_millis(5));
+                // Pins are a worker's, who tells nobody when it is done.
+                thread::sleep(std::time::Duration::from_millis(100));
                 Ok(())
             })?;
             for (_, vector, _) in expected {

@@ -253,7 +253,7 @@ fn with_vendor(file: &Path, test: impl FnOnce(&Kvmate, &mut Log) -> Result<()>) 
 
 /// The reasons and counts of the VMs that have ended.
 fn ended(kvmate: &Kvmate) -> Result<Vec<(String, u64)>> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(100);
     loop {
         let table = kvmate.read("ended")?;
         let rows: Vec<Vec<&str>> = table

@@ -256,6 +256,7 @@ fn ioctl() -> Result<()> {
     large.put(&guest.vm, (1 << 16) | 5, AT, 0)?;
     large.write(0, 0);
     guest.touch(&[(AT + 3 * PAGE, Write), (AT + LARGE, Touch::Read)])?;
+    settle()?;
     let fd = guest.vm.fd.as_raw_fd();
     let all = KVMATE_FOUND_SLOT | KVMATE_FOUND_STAGE2 | KVMATE_FOUND_HOST | KVMATE_FOUND_FOLIO;
     for (gpa, why) in [(AT + 3 * PAGE + 5, KVMATE_WHY_HOST_4K), (AT + LARGE, 3)] {

@@ -19,7 +19,10 @@ use std::{
     fs::{self, OpenOptions},
     os::fd::AsRawFd,
     process::ExitCode,
-    sync::{Arc, RwLock},
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, RwLock,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -272,34 +275,31 @@ fn walks_while_killed() -> Result<()> {
     for round in 0..rounds(60).min(20) {
         let vmm = Vmm::of(&std::env::current_exe()?, &["--vmm"])?;
         let stop = Stop::default();
-        let read = thread::scope(|scope| -> Result<u64> {
+        let read = AtomicU64::new(0);
+        thread::scope(|scope| -> Result<()> {
             let walks: Vec<_> = (0..2)
                 .map(|_| {
-                    scope.spawn(|| -> Result<u64> {
-                        let mut read = 0;
+                    scope.spawn(|| -> Result<()> {
                         while !stop.asked() {
                             for name in seen::names_of_vms()? {
-                                read += walk(&name)?;
+                                read.fetch_add(walk(&name)?, Relaxed);
                             }
                         }
-                        Ok(read)
+                        Ok(())
                     })
                 })
                 .collect();
             let _stop = stop.on_drop();
             thread::sleep(Duration::from_millis(100 + 17 * u64::from(round)));
+            until("something was read", || Ok(read.load(Relaxed) > 0))?;
             vmm.kill()?;
             until("the VM's folder is gone", || {
                 Ok(seen::names_of_vms()?.is_empty())
             })?;
             stop.ask();
-            let mut read = 0;
-            for walk in walks {
-                read += walk.join().expect("a reader")?;
-            }
-            Ok(read)
+            let mut walks = walks.into_iter();
+            walks.try_for_each(|walk| walk.join().expect("a reader"))
         })?;
-        ensure!(read > 0, "nothing was read");
     }
     ensure!(
         fs::read_dir(seen::vms())?.next().is_none(),

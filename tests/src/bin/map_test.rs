@@ -94,7 +94,7 @@ impl WithoutStage2 {
 impl Drop for WithoutStage2 {
     fn drop(&mut self) {
         for name in [self.0.vendor(), "kvm"] {
-            if let Err(error) = module::unload(name) {
+            if let Err(error) = module::unload_when_free(name) {
                 eprintln!("# rmmod {name}: {error}");
             }
         }

@@ -96,6 +96,7 @@ fn bound() -> Result<()> {
         let told = run(&["--msi", "0xfee00000:0x71"], &script)?.well()?;
         let row = told.lines().nth(1).context("no binding while it runs")?;
         ensure!(row.starts_with("msi:0xfee00000:0x71 2 2 "), "{row}");
+        guest.until(0x71, 1)?;
         let taken = guest.seen(0x71);
         ensure!((1..=2).contains(&taken), "{taken} of 2");
         ensure_eq!(guest.seen(VECTOR), 3, "edges");

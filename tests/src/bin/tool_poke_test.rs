@@ -225,6 +225,7 @@ fn storms() -> Result<()> {
             ["done", "msi:0xfee00000:0x71", "500", "500"],
             "it"
         );
+        guest.until(0x71, 1)?;
         let taken = guest.seen(0x71);
         ensure!((1..=500).contains(&taken), "{taken} of 500");
         // One that is not waited for.

@@ -209,7 +209,7 @@ impl Pair {
         let asked = range;
         let mut said = shape::call(&self.ours.0, shape, &mut range);
         // Whoever holds a page though nobody is to, will not hold it long.
-        for _ in 0..5000 {
+        for _ in 0..60_000 {
             if self.held || said != Err(Errno::EAGAIN) {
                 break;
             }
@@ -224,6 +224,8 @@ impl Pair {
             (Ok(()), Shape::Merge, true) => 2,
             (Err(Errno::EINVAL), Shape::Merge, false) if hole => 3,
             (Err(Errno::EAGAIN), _, _) if self.held => 4,
+            // 2 MiB in one piece are not always there.
+            (Err(Errno::ENOMEM), Shape::Merge, _) => return self.around(at, range.length as usize),
             // io_uring's work counts as a signal.
             (Err(Errno::EINTR), _, _) if self.held => return Ok(()),
             _ => anyhow::bail!("{shape:?}, fill {fill}: {said:?}: {range:?}"),

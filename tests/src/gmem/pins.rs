@@ -160,7 +160,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Err(error) = module::unload("kvmate_hold") {
+        if let Err(error) = module::unload_when_free("kvmate_hold") {
             eprintln!("# rmmod kvmate_hold: {error}");
         }
     }

@@ -146,7 +146,10 @@ impl Console {
 
     /// Ask the guest's program.
     pub fn ask(&mut self, question: &str) -> Result<String> {
-        self.tell(question)?;
+        // Who has died does not answer.
+        if self.tell(question).is_err() {
+            return Err(Silent(self.log.clone()).into());
+        }
         self.answer()
     }
 
@@ -159,6 +162,18 @@ impl Console {
         self.input.write_all(format!("{what}\n").as_bytes())?;
         Ok(self.input.flush()?)
     }
+}
+
+/// Stand by until a guest has ended; [`Silent`] if it does not in time.
+fn soon(mut ended: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !ended()? {
+        if Instant::now() >= end {
+            return Err(Silent(vec!["nothing at its end".into()]).into());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// A VMM with such a guest in it.

@@ -164,7 +164,12 @@ impl Qemu {
     /// Have the guest end, and QEMU with it.
     pub fn end(mut self) -> Result<()> {
         self.tell("end")?;
-        let status = self.child.wait()?;
+        let mut status = None;
+        storm::until("QEMU has ended", || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        let status = status.context("a status")?;
         ensure!(status.success(), "QEMU: {status}");
         Ok(())
     }

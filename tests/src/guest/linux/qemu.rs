@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! QEMU as it is installed, with the options that a user gives.
 
-use super::{initrd, kernel, Console, Vmm, COMMAND_LINE, MEMORY};
+use super::{initrd, kernel, soon, Console, Vmm, COMMAND_LINE, MEMORY};
 use crate::ktap;
 use anyhow::{ensure, Context, Result};
 use nix::libc;
@@ -72,7 +72,12 @@ impl Vmm for Qemu {
     }
 
     fn ended(mut self) -> Result<()> {
-        let status = self.child.wait()?;
+        let mut status = None;
+        soon(|| {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        let status = status.context("a status")?;
         let mut said = String::new();
         if let Some(mut errors) = self.child.stderr.take() {
             errors.read_to_string(&mut said)?;

@@ -2,7 +2,7 @@
 //! A VMM of rust-vmm's crates: its memory (vm-memory), its kernel (linux-loader), its serial port
 //! (vm-superio), and KVM's own interrupt controllers and timer.
 
-use super::{initrd, kernel, Console, Vmm, COMMAND_LINE, MEMORY};
+use super::{initrd, kernel, soon, Console, Vmm, COMMAND_LINE, MEMORY};
 use anyhow::{anyhow, ensure, Context, Result};
 use kvm_bindings::{
     kvm_pit_config, kvm_regs, kvm_segment, kvm_userspace_memory_region, CpuId,
@@ -166,6 +166,7 @@ impl Vmm for RustVmm {
     }
 
     fn ended(mut self) -> Result<()> {
+        soon(|| Ok(self.runner.as_ref().is_none_or(JoinHandle::is_finished)))?;
         self.join()
     }
 }
