@@ -10,6 +10,7 @@ pub mod cycles;
 pub mod events;
 pub mod exits;
 pub mod faults;
+pub mod histogram;
 pub mod hole;
 pub mod inject;
 pub mod keyed;

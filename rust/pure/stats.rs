@@ -5,12 +5,10 @@
 //! Which statistics there are depends on the processor's vendor only: after those that are named here
 //! ([`Values`], the histogram) comes one for each exit reason that KVM has a name for.
 
-use super::{cycles, log_linear};
+use super::histogram::{Histogram, BUCKETS};
 
 /// How long a name may be, with a zero byte at its end.
 pub const NAME: usize = 48;
-/// How many buckets the histogram has: the last begins at 2^46 ns, most of a day.
-pub const BUCKETS: usize = 48;
 
 const HEADER: usize = 24;
 const DESCRIPTOR: usize = 16 + NAME;
@@ -28,7 +26,7 @@ enum Kind {
     Now,
     /// 1 or 0: whether it is so now.
     Flag,
-    /// [`BUCKETS`] numbers: of times in nanoseconds below 1, 2, 4 and so on.
+    /// [`BUCKETS`] numbers, of a [`Histogram`].
     Histogram,
 }
 
@@ -129,33 +127,6 @@ values! {
     irqs_accepted_hidden: Flag,
 }
 
-/// A histogram of times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Histogram([u64; BUCKETS]);
-
-impl Histogram {
-    /// Nothing yet.
-    pub const EMPTY: Self = Self([0; BUCKETS]);
-
-    /// Take in buckets of [`log_linear`], of a counter with `khz` thousand cycles a second. Each goes
-    /// where its middle belongs: times within a sixteenth of a bound may be on its other side.
-    pub fn add(&mut self, buckets: &[u64], khz: u32) {
-        for (index, &count) in buckets.iter().enumerate() {
-            let ns = cycles::to_ns(log_linear::middle(index), khz);
-            // As `kvm_stats_log_hist_update()` has it: none of 0, 1 of 1, 2 of 2 and 3.
-            let bits = (u64::BITS - ns.leading_zeros()) as usize;
-            if let Some(sum) = self.0.get_mut(bits.min(BUCKETS - 1)) {
-                *sum += count;
-            }
-        }
-    }
-
-    /// All of them.
-    pub fn sum(&self) -> u64 {
-        self.0.iter().sum()
-    }
-}
-
 /// How long header, id and descriptors are together, with that many exit reasons.
 pub const fn head_size(reasons: usize) -> usize {
     HEADER + NAME + (NAMED.len() + 1 + reasons) * DESCRIPTOR
@@ -222,7 +193,10 @@ pub fn data<E>(
     mut put: impl FnMut(u64) -> Result<(), E>,
 ) -> Result<(), E> {
     values.each(&mut put)?;
-    histogram.0.iter().try_for_each(|&count| put(count))?;
+    histogram
+        .buckets()
+        .iter()
+        .try_for_each(|&count| put(count))?;
     reasons.into_iter().try_for_each(put)
 }
 

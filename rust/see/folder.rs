@@ -2,7 +2,7 @@
 //! A VM's part of the debugfs tree.
 
 use super::{
-    exits, faults, irqs,
+    exits, exits_hist, faults, irqs,
     map::{Lookup, Memslots, Ranges, Stage2},
     msrs,
     registry::Registry,
@@ -21,13 +21,13 @@ use kernel::{prelude::*, str::CString, sync::Arc};
 
 /// `vcpu<N>/`. Files stand before their folders: they go first.
 struct VcpuFolder {
-    _files: [File; 5],
+    _files: [File; 6],
     _dir: Dir,
 }
 
 /// `vms/<pid>-<fd>/`
 pub(crate) struct Folder {
-    _files: [File; 19],
+    _files: [File; 20],
     vcpus: KVec<VcpuFolder>,
     dir: Dir,
 }
@@ -59,6 +59,7 @@ impl Folder {
             registry: registry.clone(),
         };
         let exits = Arc::new(exits::OfVm(vm.clone()), GFP_KERNEL)?;
+        let exits_hist = Arc::new(exits_hist::OfVm(vm.clone()), GFP_KERNEL)?;
         let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
@@ -84,6 +85,7 @@ impl Folder {
                 File::lines(c"stage2_map", &dir, ranges)?,
                 File::question(c"lookup", &dir, lookup)?,
                 File::table(c"exits", &dir, exits)?,
+                File::table(c"exits_hist", &dir, exits_hist)?,
                 File::table(c"vcpus", &dir, vcpus)?,
                 File::table(c"times", &dir, times)?,
                 File::table(c"msrs", &dir, msrs)?,
@@ -109,6 +111,7 @@ impl Folder {
         let name = CString::try_from_fmt(fmt!("vcpu{}", vcpu.number))?;
         let dir = Dir::new(&name, Some(&self.dir))?;
         let exits = Arc::new(exits::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let exits_hist = Arc::new(exits_hist::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let times = Arc::new(times::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let msrs = Arc::new(msrs::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let faults = Arc::new(faults::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
@@ -116,6 +119,7 @@ impl Folder {
         let folder = VcpuFolder {
             _files: [
                 File::table(c"exits", &dir, exits)?,
+                File::table(c"exits_hist", &dir, exits_hist)?,
                 File::table(c"times", &dir, times)?,
                 File::table(c"msrs", &dir, msrs)?,
                 File::table(c"faults", &dir, faults)?,

@@ -8,7 +8,7 @@
 //! - [`hot`] is what probes do at each exit and entry; and, by a knob each, at pauses, accesses to MSRs,
 //!   page faults and interrupts.
 //! - [`vm`] is what is known of one VM and of one vCPU; [`folder`] its part of the debugfs tree.
-//! - [`exits`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables; [`map`] has those of a VM's
+//! - [`exits`], [`exits_hist`], [`times`], [`msrs`], [`faults`], [`irqs`], [`vcpus`], [`ended`] are the tables; [`map`] has those of a VM's
 //!   memory. What the tables are made of together is a [`reading`]; [`stats`] is the same as numbers, by descriptor,
 //!   and [`snapshot`] all of it in one text.
 //! - [`traced`] writes lines and trace events of what vCPUs do, while somebody wants them.
@@ -46,6 +46,7 @@
 
 mod ended;
 mod exits;
+mod exits_hist;
 mod faults;
 mod folder;
 mod hot;

@@ -11,7 +11,7 @@
 //! nothing is told, rather than a part.
 
 use super::{
-    faults, folder, msrs,
+    exits_hist, faults, folder, msrs,
     reading::{Reading, Taken},
     times,
     vcpus::{self, Seen},
@@ -149,6 +149,8 @@ fn show_vcpus(out: &SeqFile, vcpus: &[Vcpu]) {
 fn show_reading(out: &SeqFile, reading: &Reading) -> Result {
     seq_print!(out, "\n[exits]\n");
     reading.exits.show(out)?;
+    seq_print!(out, "\n[exits_hist]\n");
+    exits_hist::show(out, &reading.exits);
     seq_print!(out, "\n[times]\n");
     times::show(out, &reading.exits);
     seq_print!(out, "\n[msrs]\n");

@@ -17,8 +17,9 @@ use crate::{
         cycles,
         exits::Reason,
         faults::Slot,
+        histogram::Histogram,
         reason::{self, Vendor},
-        stats::{self, Histogram, Values},
+        stats::{self, Values},
     },
     wrap::{
         anon_file::{self, Content},

@@ -11,7 +11,7 @@ use crate::{
     ensure_eq, ftrace,
     module::{Kvmate, DEBUGFS},
     storm,
-    table::{self, Row},
+    table::{self, Histogram, Row},
     trace::{Trace, What},
     tsc::Rate,
 };
@@ -145,11 +145,16 @@ impl Oracle {
             .collect()
     }
 
-    /// A table `exits` says what `expected` says.
+    /// A table `exits` says what `expected` says, and so does `exits_hist` beside it.
     pub fn compare(&self, table: &str, expected: &Reasons) -> Result<Vec<Row>> {
         let text = self.kvmate().read(table)?;
         let rows = table::exits(&text).with_context(|| table.to_owned())?;
         agree(&rows, expected, self.rate).with_context(|| format!("{table}\n{text}"))?;
+        let table = format!("{table}_hist");
+        let text = self.kvmate().read(&table)?;
+        let lines = table::exits_hist(&text).with_context(|| table.clone())?;
+        histograms_agree(&lines, &rows, expected, self.rate)
+            .with_context(|| format!("{table}\n{text}"))?;
         Ok(rows)
     }
 }
@@ -275,6 +280,40 @@ fn times_agree(row: &Row, times: &Times, rate: Rate) -> Result<()> {
         // A sixteenth, and what rounding to nanoseconds can add to that.
         let (least, most) = ((least - least / 16).saturating_sub(2), most + most / 16 + 2);
         between(&format!("at {per_mille} thousandths"), found, least, most)?;
+    }
+    Ok(())
+}
+
+/// Histograms have the times that are expected, and stand in the order of `rows`.
+fn histograms_agree(
+    lines: &[Histogram],
+    rows: &[Row],
+    expected: &Reasons,
+    rate: Rate,
+) -> Result<()> {
+    let of_lines: Vec<_> = lines
+        .iter()
+        .map(|line| (&line.reason, line.total))
+        .collect();
+    let of_rows: Vec<_> = rows.iter().map(|row| (&row.reason, row.total)).collect();
+    ensure_eq!(of_lines, of_rows, "reasons and totals");
+    for line in lines {
+        let times = &expected[&line.reason];
+        ensure_eq!(line.timed, times.least.len() as u64, "timed: {line:?}");
+        for bits in 0..line.buckets.len() - 1 {
+            let bound = 1 << bits;
+            // A sixteenth to either side, and what rounding to nanoseconds can add to that.
+            let below = |sorted: &[u64], seen: fn(u64) -> u64| {
+                sorted.partition_point(|&cycles| seen(rate.ns(cycles)) < bound) as u64
+            };
+            let least = below(&times.most, |ns| ns + ns / 16 + 2);
+            let most = below(&times.least, |ns| (ns - ns / 16).saturating_sub(2));
+            let found = line.below(bits);
+            ensure!(
+                (least..=most).contains(&found),
+                "{found} below {bound} ns, which is not between {least} and {most}: {line:?}"
+            );
+        }
     }
     Ok(())
 }

@@ -9,9 +9,21 @@ use anyhow::{ensure, Context, Result};
 use std::collections::BTreeMap;
 
 /// The parts that there are, in their order.
-pub const PARTS: [&str; 13] = [
-    "snapshot", "vcpus", "pending", "tasks", "stacks", "exits", "times", "msrs", "faults", "irqs",
-    "irqfds", "bindings", "latency",
+pub const PARTS: [&str; 14] = [
+    "snapshot",
+    "vcpus",
+    "pending",
+    "tasks",
+    "stacks",
+    "exits",
+    "exits_hist",
+    "times",
+    "msrs",
+    "faults",
+    "irqs",
+    "irqfds",
+    "bindings",
+    "latency",
 ];
 
 /// A snapshot.
@@ -130,6 +142,15 @@ impl Snapshot {
     /// What must be so of its tables, whatever the guest does; more if it did nothing.
     fn agrees(&self) -> Result<()> {
         let exits = self.exits()?;
+        let histograms = table::exits_hist(self.part("exits_hist")?)?;
+        let recorded = exits.iter().filter(|row| row.reason != "unrecorded");
+        ensure_eq!(recorded.count(), histograms.len(), "histograms");
+        for (row, line) in exits.iter().zip(&histograms) {
+            ensure!(
+                row.reason == line.reason && row.total == line.total && line.timed <= row.count,
+                "{line:?}, {row:?}"
+            );
+        }
         let times = table::times(self.part("times")?)?;
         for line in &times {
             let row = exits.iter().find(|row| row.reason == line.reason);

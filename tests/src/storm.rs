@@ -9,6 +9,7 @@ use crate::{
     seen::{self, Past},
     snapshot::Snapshot,
     stats::Stats,
+    table,
 };
 use anyhow::{bail, ensure, Context, Result};
 use kvm_ioctls::VcpuFd;
@@ -324,6 +325,7 @@ pub fn read_everything(stop: &Stop) -> Result<u64> {
             for file in [
                 "exits",
                 "vcpu0/exits",
+                "exits_hist",
                 "vcpus",
                 "times",
                 "msrs",
@@ -338,6 +340,7 @@ pub fn read_everything(stop: &Stop) -> Result<u64> {
                 match file {
                     "vcpus" => drop(vcpu_lines(&text)?),
                     "exits" | "vcpu0/exits" => drop(seen::parse_exits(&text)?),
+                    "exits_hist" => drop(table::exits_hist(&text)?),
                     "snapshot" => drop(Snapshot::parse(&text)?),
                     _ => columns_agree(&text).with_context(|| file.to_owned())?,
                 }

@@ -89,6 +89,64 @@ pub fn ended(text: &str, vm: &str) -> Result<(u64, Vec<Row>)> {
     Ok((*vcpus, rows))
 }
 
+/// The columns of a table `exits_hist`.
+pub const EXITS_HIST: &str = "reason timed total_ns histogram";
+
+/// A line of a table `exits_hist`; times in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    /// Why guests exited.
+    pub reason: String,
+    /// How many exits had an entry after them.
+    pub timed: u64,
+    /// From exit to entry, all together.
+    pub total: u64,
+    /// How many took from so long to below the next: at `n` from 2^(n-1), at 0 nothing. As many as
+    /// `exit_hist` of the statistics has.
+    pub buckets: [u64; 48],
+}
+
+impl Histogram {
+    /// How many took less than 2^`bits` ns.
+    pub fn below(&self, bits: usize) -> u64 {
+        self.buckets[..=bits].iter().sum()
+    }
+
+    fn parse(line: &str) -> Result<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let [reason, timed, total, histogram] = words[..] else {
+            anyhow::bail!("not four columns");
+        };
+        let mut buckets = [0; 48];
+        let mut next = 0;
+        for bucket in histogram.split(',').filter(|_| histogram != "-") {
+            let (from, count) = bucket.split_once(':').context("no bucket")?;
+            let (from, count): (u64, u64) = (from.parse()?, count.parse()?);
+            ensure!(from == 0 || from.is_power_of_two(), "from {from}");
+            let at = from.checked_ilog2().map_or(0, |bits| bits as usize + 1);
+            ensure!(at >= next && count > 0, "out of order, or empty: {bucket}");
+            *buckets.get_mut(at).context("beyond the last")? = count;
+            next = at + 1;
+        }
+        let (timed, total) = (timed.parse()?, total.parse()?);
+        let sum: u64 = buckets.iter().sum();
+        ensure!(sum == timed, "{sum} in buckets");
+        Ok(Self {
+            reason: reason.to_owned(),
+            timed,
+            total,
+            buckets,
+        })
+    }
+}
+
+/// A table `exits_hist`.
+pub fn exits_hist(text: &str) -> Result<Vec<Histogram>> {
+    body(text, EXITS_HIST)?
+        .map(|line| Histogram::parse(line).with_context(|| line.to_owned()))
+        .collect()
+}
+
 /// The columns of a table `times`.
 pub const TIMES: &str = "reason count total_ns user_ns halted_ns preempted_ns kernel_ns";
 

@@ -66,8 +66,15 @@ fn until(vm: &str, wanted: impl Fn(&Snapshot, &Vcpu) -> Result<bool>) -> Result<
 }
 
 /// Tables that say nothing of how long ago something was.
-const LASTING: [&str; 7] = [
-    "exits", "times", "msrs", "faults", "irqs", "irqfds", "bindings",
+const LASTING: [&str; 8] = [
+    "exits",
+    "exits_hist",
+    "times",
+    "msrs",
+    "faults",
+    "irqs",
+    "irqfds",
+    "bindings",
 ];
 
 /// Of a guest that stands still it says what the tables of what was recorded say.

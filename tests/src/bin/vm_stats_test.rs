@@ -140,6 +140,13 @@ fn numbers() -> Result<()> {
         rows.iter().map(|r| r.total).sum::<u64>(),
         "their times"
     );
+    let mut together = vec![0; 48];
+    for line in table::exits_hist(&read("exits_hist")?)? {
+        for (sum, count) in together.iter_mut().zip(line.buckets) {
+            *sum += count;
+        }
+    }
+    ensure_eq!(values.all("exit_hist")?, together, "the histograms of all");
     let longest = rows.iter().map(|r| r.max).max();
     ensure_eq!(Some(get("exit_max_ns")?), longest, "the longest");
     let times = sum_of(&table::times(&read("times")?)?);

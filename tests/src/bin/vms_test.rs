@@ -395,6 +395,7 @@ fn files_and_modes() -> Result<()> {
     let folder = seen::vms().join(&name);
     let expected = [
         ("exits", 0o444),
+        ("exits_hist", 0o444),
         ("vcpus", 0o444),
         ("times", 0o444),
         ("msrs", 0o444),
@@ -402,6 +403,7 @@ fn files_and_modes() -> Result<()> {
         ("irqs", 0o444),
         ("reset", 0o200),
         ("vcpu0/exits", 0o444),
+        ("vcpu0/exits_hist", 0o444),
         ("inject", 0o200),
         ("inject_status", 0o444),
         ("irqfds", 0o444),
