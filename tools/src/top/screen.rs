@@ -17,6 +17,7 @@ use crossterm::{
     },
 };
 use ratatui::{backend::CrosstermBackend, Frame, Terminal};
+use rustix::termios::{tcgetattr, LocalModes};
 use signal_hook::{
     consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH},
     iterator::{Handle, Signals},
@@ -99,9 +100,14 @@ fn give_back() {
     );
 }
 
+/// Whether it gives each key at once: what crossterm says of it is what was set last.
+fn is_raw() -> bool {
+    let modes = tcgetattr(io::stdin());
+    modes.is_ok_and(|modes| !modes.local_modes.contains(LocalModes::ICANON))
+}
+
 /// Answer signals until the screen is given back.
 fn answer(signals: &mut Signals, terminal: &Shared) {
-    let mut entered = false;
     for signal in signals.forever() {
         match signal {
             SIGTSTP => {
@@ -110,15 +116,15 @@ fn answer(signals: &mut Signals, terminal: &Shared) {
                 let _ = emulate_default_handler(SIGTSTP);
                 let _ = enter();
                 let _ = terminal.clear();
-                // The SIGCONT that let it go on is still to come.
-                entered = true;
             }
-            SIGCONT if entered => entered = false,
-            // After SIGSTOP: others may have set the terminal's modes and written to it.
+            // After SIGTSTP, which is seen to above, or SIGSTOP: others may have set the terminal's modes, and
+            // have written to it.
             SIGCONT => {
                 let mut terminal = lock(terminal);
-                let _ = disable_raw_mode();
-                let _ = enable_raw_mode();
+                if !is_raw() {
+                    let _ = disable_raw_mode();
+                    let _ = enable_raw_mode();
+                }
                 let _ = terminal.clear();
             }
             ends => {
