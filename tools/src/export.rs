@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate export`: what the module tells, for Prometheus. [`server`] speaks HTTP, [`collect`] reads the
-//! module's tables ([`statistics`]: its descriptors) into a [`model`], of which [`bounds`] keeps the labels few;
-//! [`metrics`] writes it as OpenMetrics and [`format`] chooses between that and the older text.
+//! module's tables into a [`model`], of which [`bounds`] keeps the labels few; [`metrics`] writes it as OpenMetrics
+//! and [`format`] chooses between that and the older text.
 
 mod bounds;
 mod collect;
@@ -9,7 +9,6 @@ mod format;
 mod metrics;
 mod model;
 mod server;
-mod statistics;
 
 use crate::tree;
 use anyhow::Result;

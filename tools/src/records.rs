@@ -5,6 +5,7 @@
 //! `tools/json.md` tells of them.
 
 mod exits;
+mod exits_hist;
 mod faults;
 mod irqs;
 mod msrs;
@@ -12,6 +13,7 @@ mod times;
 mod vcpus;
 
 pub use exits::Exit;
+pub use exits_hist::{Bucket, Histogram};
 pub use faults::Fault;
 pub use irqs::Irq;
 pub use msrs::Msr;

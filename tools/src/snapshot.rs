@@ -66,6 +66,7 @@ impl Reading for Taken<'_> {
                 writeln!(out, "  vCPU {} is in {}", task.vcpu, printable(function))?;
             }
         }
+        // Without their histograms: the percentiles tell people more.
         write(out, "exits", &told.exits)?;
         write(out, "times", &told.times)?;
         write(out, "msrs", &told.msrs)?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `kvmate top`: the full screen. [`read`] reads, [`model`] keeps state, [`rates`] takes differences, [`draw`],
-//! [`list`] and [`bands`] draw, [`screen`] is the terminal. Here is the loop, and which key means what.
+//! [`list`] and [`bars`] draw, [`screen`] is the terminal. Here is the loop, and which key means what.
 
-mod bands;
+mod bars;
 mod draw;
 #[cfg(test)]
 mod fixture;
@@ -77,6 +77,10 @@ fn watch(screen: &Screen, mut model: Model, interval: Duration) -> Result<()> {
             }
             next = clock() + interval;
         }
+        if model.unread() && !model.paused {
+            let reading = read::all(model.wanted(), clock);
+            model.take_chosen(reading);
+        }
         screen.draw(|frame| draw::draw(frame, &model))?;
         if !event::poll(next.saturating_sub(clock())).context("the terminal")? {
             continue;
@@ -86,15 +90,8 @@ fn watch(screen: &Screen, mut model: Model, interval: Duration) -> Result<()> {
         };
         if is_control(&pressed, 'z') {
             raise(SIGTSTP)?;
-        } else if let Some(key) = key(&pressed) {
-            match model.press(key) {
-                Then::Quit => return Ok(()),
-                Then::Read => {
-                    let reading = read::all(model.wanted(), clock);
-                    model.take_chosen(reading);
-                }
-                Then::Draw => {}
-            }
+        } else if key(&pressed).is_some_and(|key| model.press(key) == Then::Quit) {
+            return Ok(());
         }
     }
 }

@@ -197,7 +197,8 @@ fn scraped() -> Result<()> {
         prometheus.until(&joined, &counts.sum().to_string())?;
         guest.run()?;
     }
-    let quantile = "histogram_quantile(1, kvmate_vm_exit_duration_seconds_bucket) > bool 0";
+    let quantile =
+        "histogram_quantile(1, sum by (vm, le) (kvmate_vm_exit_duration_seconds_bucket)) > bool 0";
     prometheus.until(quantile, "1")?;
     // Only OpenMetrics tells of units.
     let metadata = prometheus.api("targets/metadata?metric=kvmate_vcpu_exit_seconds")?;

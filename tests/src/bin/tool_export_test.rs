@@ -23,7 +23,7 @@ use std::{fs, os::unix::fs::MetadataExt, process::ExitCode};
 fn main() -> ExitCode {
     ktap::main(&[
         ("exits", exits),
-        ("histogram", histogram),
+        ("histograms", histograms),
         ("processes", processes),
         ("memory_files", memory_files),
         ("bounds", bounds),
@@ -118,14 +118,7 @@ fn exits() -> Result<()> {
         "exits, and KVM's"
     );
     as_tables(&kvmate, &metrics, &name, 2)?;
-    for what in [
-        "vms",
-        "vcpus",
-        "reasons",
-        "gmem_files",
-        "ended",
-        "histograms",
-    ] {
+    for what in ["vms", "vcpus", "reasons", "gmem_files", "ended"] {
         ensure_eq!(metrics.left_out(what)?, 0, "{what} left out");
     }
     ensure_eq!(metrics.whole("kvmate_read_failures_total")?, 0, "failures");
@@ -143,8 +136,9 @@ fn exits() -> Result<()> {
     kvmate.unload()
 }
 
-/// The histogram is that of the VM's statistics, which other tests hold against KVM's events.
-fn histogram() -> Result<()> {
+/// Histograms are those of the table, which other tests hold against KVM's events, and together that of the
+/// VM's statistics.
+fn histograms() -> Result<()> {
     let kvmate = Kvmate::load(EVERYTHING)?;
     let exporter = Exporter::start(&[])?;
     let (vm, vcpus) = at_rest(1, &STEPS)?;
@@ -152,30 +146,46 @@ fn histogram() -> Result<()> {
     let metrics = exporter.metrics()?;
     let stats = Stats::from_file(stats_of(&vm)?)?.read()?;
     let family = "kvmate_vm_exit_duration_seconds";
-    let of = format!("vm=\"{name}\"");
-    let count = metrics.whole(&format!("{family}_count{{{of}}}"))?;
-    ensure_eq!(count, stats.get("exit_timed")?, "timed exits");
-    ensure!(count > 70, "{count} exits were timed");
-    let sum = metrics.nanoseconds(&format!("{family}_sum{{{of}}}"))?;
-    ensure_eq!(sum, stats.get("exit_ns")?, "their time");
-    let buckets = metrics.buckets(family, &of)?;
-    ensure_eq!(buckets.len(), 30, "buckets of {metrics:?}");
-    let logarithmic = stats.all("exit_hist")?;
-    for (bound, below) in buckets {
-        let expected: u64 = match bound {
-            Some(bound) => {
-                let bits = bound.ilog2() as usize;
-                ensure_eq!(1 << bits, bound, "a power of two");
-                logarithmic[..=bits].iter().sum()
-            }
-            None => count,
-        };
-        ensure_eq!(below, expected, "at most {bound:?} ns");
+    let lines = table::exits_hist(&kvmate.read(&format!("vms/{name}/exits_hist"))?)?;
+    ensure!(lines.len() > 3, "{lines:?}");
+    let mut together = vec![0; 48];
+    let mut all = [0; 2];
+    for line in &lines {
+        let of = format!("vm=\"{name}\",reason=\"{}\"", line.reason);
+        let count = metrics.whole(&format!("{family}_count{{{of}}}"))?;
+        let sum = metrics.nanoseconds(&format!("{family}_sum{{{of}}}"))?;
+        ensure_eq!((count, sum), (line.timed, line.total), "{of}");
+        all = [all[0] + count, all[1] + sum];
+        let buckets = metrics.buckets(family, &of)?;
+        ensure_eq!(buckets.len(), 30, "buckets of {metrics:?}");
+        let mut last = 0;
+        for (bound, below) in buckets {
+            let bits = match bound {
+                Some(bound) => bound.ilog2() as usize,
+                None => 47,
+            };
+            ensure!(bound.is_none_or(|b| b.is_power_of_two()), "{bound:?}");
+            ensure_eq!(below, line.below(bits), "at most {bound:?} ns: {of}");
+            together[bits] += below - last;
+            last = below;
+        }
     }
-    // It was taken by the descriptor, and nothing of that is left.
+    ensure_eq!(
+        metrics.count(&format!("{family}_count{{")),
+        lines.len(),
+        "histograms"
+    );
+    ensure_eq!(all[0], stats.get("exit_timed")?, "timed exits");
+    ensure!(all[0] > 70, "{} exits were timed", all[0]);
+    ensure_eq!(all[1], stats.get("exit_ns")?, "their time");
+    // Beyond the outer bounds they are put together.
+    let mut expected = stats.all("exit_hist")?.to_vec();
+    expected[8] = expected[..=8].iter().sum();
+    expected[47] = expected[37..].iter().sum();
+    expected[..8].fill(0);
+    expected[37..47].fill(0);
+    ensure_eq!(together, expected, "the histogram of the VM");
     drop((vm, vcpus));
-    ensure_eq!(kvmate.read("vms").is_err(), true, "vms is a folder");
-    storm::until("the VM is gone", || Ok(seen::names_of_vms()?.is_empty()))?;
     exporter.end()?;
     kvmate.unload()
 }
@@ -263,6 +273,8 @@ fn bounds() -> Result<()> {
     let prefix = format!("kvmate_vcpu_exits_total{{vm=\"{name}\",vcpu=\"0\",");
     ensure_eq!(metrics.count(&prefix), 1, "series of the first vCPU");
     ensure_eq!(metrics.count("kvmate_vcpu_exits_total{"), 1, "series");
+    let histograms = "kvmate_vm_exit_duration_seconds_count{";
+    ensure_eq!(metrics.count(histograms), 1, "histograms");
     ensure_eq!(metrics.left_out("vcpus")?, 2, "vCPUs left out");
     let reasons = seen::exits_of(&name)?;
     ensure_eq!(

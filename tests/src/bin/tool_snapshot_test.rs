@@ -46,6 +46,19 @@ fn is_snapshot(told: &Value, file: &Snapshot) -> Result<()> {
         let expected = [line.count, line.total, line.max].map(Some);
         ensure_eq!(numbers, expected, "{}", line.reason);
     }
+    let histograms = table::exits_hist(file.part("exits_hist")?)?;
+    let told_of = rows(told, "exits_hist")?;
+    ensure_eq!(told_of.len(), histograms.len(), "histograms");
+    for (row, line) in told_of.iter().zip(&histograms) {
+        ensure_eq!(row["timed"], line.timed, "timed of {row}");
+        let mut buckets = [0; 48];
+        for bucket in rows(row, "histogram")? {
+            let from = bucket["from_ns"].as_u64().context("from_ns")?;
+            let at = from.checked_ilog2().map_or(0, |bits| bits as usize + 1);
+            buckets[at] = bucket["count"].as_u64().context("count")?;
+        }
+        ensure_eq!(buckets, line.buckets, "buckets of {row}");
+    }
     let times = table::times(file.part("times")?)?;
     ensure_eq!(rows(told, "times")?.len(), times.len(), "times");
     for (row, line) in rows(told, "times")?.iter().zip(&times) {

@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What is read for a scrape: the module's tables, and for a VM's histogram its statistics.
-//!
-//! Nothing asks the VMM: tables are the module's, and a VM's descriptor is taken from the process by
-//! `pidfd_getfd(2)`, which it does not notice. Nothing stays open between scrapes: the module can go.
+//! What is read for a scrape: the module's tables. Nothing asks the VMM, and nothing stays open between
+//! scrapes: the module can go.
 
 use super::{
     bounds::Bound,
     metrics::Scrape,
-    model::{lines, Histogram, Line, MemoryFile, Module, Vm},
-    statistics::Statistics,
+    model::{lines, Line, MemoryFile, Module, Vm},
 };
-use crate::{say::say, tree};
-use anyhow::{ensure, Context, Result};
-use kvmate_uapi::call::Device;
-use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
-use std::{collections::BTreeMap, os::fd::AsFd};
+use crate::{records, say::say, tree};
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 
 /// How many of what are told of.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +93,6 @@ impl Collector {
     fn vms_of(&mut self, module: &mut Module, vms: Vec<tree::Vm>) {
         module.vm_count = vms.len();
         module.left_out.vms = self.vms.are_there(vms.iter().map(|vm| &*vm.name));
-        let mut control = None;
         for vm in vms.iter().filter(|vm| self.vms.tells(&vm.name)) {
             match self.limits.vm(vm) {
                 Ok(Some(told)) => module.vms.push(told),
@@ -117,18 +111,12 @@ impl Collector {
         for vm in &mut module.vms {
             let tells = |line: &Line| self.reasons.tells(&line.reason);
             vm.reasons.retain(tells);
+            vm.histograms
+                .retain(|histogram| self.reasons.tells(&histogram.reason));
             vm.vcpus
                 .iter_mut()
                 .for_each(|(_, lines)| lines.retain(tells));
             module.left_out.vcpus += vm.vcpu_count - vm.vcpus.len();
-            if control.is_none() {
-                control = Device::open().ok();
-            }
-            let histogram = control
-                .as_ref()
-                .and_then(|control| histogram(control, vm).ok());
-            module.left_out.histograms += usize::from(histogram.is_none());
-            vm.histogram = histogram;
         }
     }
 
@@ -165,9 +153,14 @@ impl Limits {
             let lines = text.map(|text| lines(&text)).transpose();
             lines.with_context(|| format!("{file} of VM {}", vm.name))
         };
-        let (Some(ids), Some(reasons)) = (vm.vcpus_fleeting()?, read("exits")?) else {
+        let (Some(ids), Some(reasons), Some(histograms)) = (
+            vm.vcpus_fleeting()?,
+            read("exits")?,
+            vm.read_fleeting("exits_hist")?,
+        ) else {
             return Ok(None);
         };
+        let histograms = records::parse(&histograms);
         let mut vcpus = Vec::new();
         for &id in ids.iter().take(self.vcpus) {
             let Some(lines) = read(&format!("vcpu{id}/exits"))? else {
@@ -182,27 +175,7 @@ impl Limits {
             exits: reasons.iter().map(|line| line.count).sum(),
             reasons,
             vcpus,
-            histogram: None,
+            histograms: histograms.with_context(|| format!("of VM {}", vm.name))?,
         }))
     }
-}
-
-/// How long a VM's exits took, by its statistics.
-fn histogram(control: &Device, vm: &Vm) -> Result<Histogram> {
-    // `<pid>-x<number>` has none: its VMM gave KVM's name for it to another.
-    let (_, descriptor) = vm.name.split_once('-').context("no descriptor")?;
-    let process = vm.process.as_ref().context("its process has ended")?;
-    let pid = Pid::from_raw(process.pid.try_into()?).context("no process")?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
-    let taken = pidfd_getfd(&process, descriptor.parse()?, PidfdGetfdFlags::empty())?;
-    let statistics = control.stats(taken.as_fd())?;
-    // The process may have put another there.
-    drop(taken);
-    let statistics = Statistics::read(&statistics)?;
-    let id = format!("kvmate-{}", vm.name);
-    ensure!(statistics.id() == Some(id.as_bytes()), "another VM's");
-    Ok(Histogram::new(
-        statistics.number("exit_ns")?,
-        &statistics.get("exit_hist")?,
-    ))
 }

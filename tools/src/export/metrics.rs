@@ -172,7 +172,6 @@ impl LeftOut {
             ("reasons", self.reasons),
             ("gmem_files", self.files),
             ("ended", self.ended),
-            ("histograms", self.histograms),
         ];
         let samples = all.map(|(what, count)| (vec![label("what", what)], count.into()));
         let help = "What there is and this scrape does not tell of";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a scrape has read: values only. [`super::collect`] reads them, [`super::metrics`] writes them.
 
-use crate::{table::Table, tree::Process};
+use crate::{records::Histogram, table::Table, tree::Process};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
@@ -39,8 +39,6 @@ pub struct LeftOut {
     pub files: usize,
     /// VMs and memory files that ended while they were read.
     pub ended: usize,
-    /// VMs whose descriptor could not be taken, so that there is no histogram.
-    pub histograms: usize,
 }
 
 /// A VM.
@@ -58,8 +56,8 @@ pub struct Vm {
     pub reasons: Vec<Line>,
     /// By vCPU and reason.
     pub vcpus: Vec<(u32, Vec<Line>)>,
-    /// How long its exits took.
-    pub histogram: Option<Histogram>,
+    /// How long its exits took, by reason.
+    pub histograms: Vec<Histogram>,
 }
 
 /// A line of a table `exits`; times in nanoseconds.
@@ -131,42 +129,27 @@ impl MemoryFile {
     }
 }
 
-/// A histogram of times.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Histogram {
-    /// All together, in nanoseconds.
-    pub sum: u64,
-    /// How many of them there are.
-    pub count: u64,
-    /// How many took less than these nanoseconds, and not less than the bound before; `None`: the rest.
-    pub buckets: Vec<(Option<u64>, u64)>,
-}
+/// The first bound of a histogram's buckets and the last, in bits: no exit is shorter, and hardly one is longer.
+const BOUNDS: [u32; 2] = [8, 36];
 
-impl Histogram {
-    /// The first bound and the last: no exit is shorter, and hardly one is longer.
-    const BOUNDS: [u32; 2] = [8, 36];
-
-    /// Of KVM's logarithmic form: the number at `i` is of what is below 2^`i` and not below half of that.
-    /// What is outside of the bounds is put together, for each bucket is a series.
-    pub fn new(sum: u64, logarithmic: &[u64]) -> Self {
-        let [first, last] = Self::BOUNDS;
-        let mut buckets: Vec<_> = (first..=last).map(|bits| (Some(1 << bits), 0)).collect();
-        buckets.push((None, 0));
-        for (bits, &count) in logarithmic.iter().enumerate() {
-            let at = bits.saturating_sub(first as usize).min(buckets.len() - 1);
-            buckets[at].1 += count;
-        }
-        Self {
-            sum,
-            count: logarithmic.iter().sum(),
-            buckets,
-        }
+/// How many exits took less than these nanoseconds, and not less than the bound before; `None`: the rest. What
+/// is outside of the bounds is put together, for each bucket is a series.
+pub fn buckets(histogram: &Histogram) -> Vec<(Option<u64>, u64)> {
+    let [first, last] = BOUNDS;
+    let mut buckets: Vec<_> = (first..=last).map(|bits| (Some(1 << bits), 0)).collect();
+    buckets.push((None, 0));
+    for bucket in &histogram.histogram {
+        let at = bucket.bits().saturating_sub(first) as usize;
+        let at = at.min(buckets.len() - 1);
+        buckets[at].1 += bucket.count;
     }
+    buckets
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::Bucket;
 
     #[test]
     fn a_table() -> Result<()> {
@@ -199,17 +182,20 @@ mod tests {
     }
 
     #[test]
-    fn buckets() {
-        let mut logarithmic = [0; 48];
-        for (bits, count) in [(0, 1), (8, 2), (9, 4), (36, 8), (37, 16), (47, 32)] {
-            logarithmic[bits] = count;
-        }
-        let histogram = Histogram::new(99, &logarithmic);
-        assert_eq!((histogram.sum, histogram.count), (99, 63));
-        assert_eq!(histogram.buckets.len(), 30);
-        assert_eq!(histogram.buckets[0], (Some(256), 3));
-        assert_eq!(histogram.buckets[1], (Some(512), 4));
-        assert_eq!(histogram.buckets[28], (Some(1 << 36), 8));
-        assert_eq!(histogram.buckets[29], (None, 48));
+    fn bounds() {
+        let all = [(0, 1), (8, 2), (9, 4), (36, 8), (37, 16), (47, 32)];
+        let all = all.map(|(bits, count)| Bucket {
+            from_ns: Bucket::from_bits(bits),
+            count,
+        });
+        let buckets = buckets(&Histogram {
+            histogram: all.into(),
+            ..Histogram::default()
+        });
+        assert_eq!(buckets.len(), 30);
+        assert_eq!(buckets[0], (Some(256), 3));
+        assert_eq!(buckets[1], (Some(512), 4));
+        assert_eq!(buckets[28], (Some(1 << 36), 8));
+        assert_eq!(buckets[29], (None, 48));
     }
 }

@@ -3,7 +3,7 @@
 //! of which `tools/json.md` tells.
 
 use crate::{
-    records::{self, Exit, Fault, Irq, Msr, Record, Time, Vcpu},
+    records::{self, Exit, Fault, Histogram, Irq, Msr, Record, Time, Vcpu},
     table::{Row, Table},
 };
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use serde::Serialize;
 /// All that is known of a VM.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Snapshot {
-    /// Over how many nanoseconds `exits`, `times`, `msrs`, `faults` and `irqs` came; null: all of them.
+    /// Over how many nanoseconds `exits`, `exits_hist`, `times`, `msrs`, `faults` and `irqs` came; null: all of them.
     pub interval_ns: Option<u64>,
     /// How it was taken.
     pub snapshot: Taken,
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub tasks: Vec<Task>,
     /// Why it exited.
     pub exits: Vec<Exit>,
+    /// How long exits took.
+    pub exits_hist: Vec<Histogram>,
     /// Where the time of exits went.
     pub times: Vec<Time>,
     /// MSRs that it accessed.
@@ -262,6 +264,7 @@ impl Snapshot {
             pending: rows(text, "pending", pending)?,
             tasks,
             exits: record(text)?,
+            exits_hist: record(text)?,
             times: record(text)?,
             msrs: record(text)?,
             faults: record(text)?,
@@ -277,6 +280,7 @@ impl Snapshot {
         Self {
             interval_ns: Some(interval_ns),
             exits: Record::since(&self.exits, &before.exits),
+            exits_hist: Record::since(&self.exits_hist, &before.exits_hist),
             times: Record::since(&self.times, &before.times),
             msrs: Record::since(&self.msrs, &before.msrs),
             faults: Record::since(&self.faults, &before.faults),
@@ -318,6 +322,10 @@ vcpu frame function
 [exits]
 reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns
 io 4 100 25 24 40 41 42
+
+[exits_hist]
+reason timed total_ns histogram
+io 4 100 16:3,32:1
 
 [times]
 reason count total_ns user_ns halted_ns preempted_ns kernel_ns
@@ -387,9 +395,12 @@ msi:0xfee00000:0x4041 ended - - - - - - -
     #[test]
     fn what_came() -> Result<()> {
         let before = Snapshot::new(TEXT)?;
-        let now = Snapshot::new(&TEXT.replace("\nio 4 100", "\nio 9 350"))?;
+        let now = TEXT.replace("\nio 4 100", "\nio 9 350");
+        let now = Snapshot::new(&now.replace("32:1", "32:6"))?;
         let came = now.since(&before, 77);
         assert_eq!((came.exits[0].count, came.exits[0].total_ns), (5, 250));
+        let bucket = came.exits_hist[0].histogram[0];
+        assert_eq!((bucket.from_ns, bucket.count), (32, 5));
         assert_eq!((came.msrs.len(), came.interval_ns), (0, Some(77)));
         assert_eq!(came.bindings, before.bindings);
         Ok(())

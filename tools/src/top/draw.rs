@@ -4,7 +4,7 @@
 //! What is chosen is marked by `>` and the panel that keys go to by brackets, so that nothing depends on colours.
 
 use super::{
-    bands,
+    bars,
     list::{count, per_second, List},
     model::{Model, Panel},
 };
@@ -31,8 +31,8 @@ p, Space        pause, go on
 q, Esc, Ctrl-C  quit
 
 TIME% is the part of all exits' time since the reading before.
-P50, P99 and the bars are of all exits since the VM was seen
-or its tables were reset. Nothing is written to the module.";
+P50, P99 and the bars, which are by powers of two, are of all
+exits since the VM was seen or its tables were reset. Nothing is written to the module.";
 
 /// Draw all.
 pub fn draw(frame: &mut Frame, model: &Model) {
@@ -212,40 +212,31 @@ fn draw_reasons(frame: &mut Frame, area: Rect, times: Rect, model: &Model) {
     };
     list.draw(frame, area, model);
     if let Some(row) = rows.get(place) {
-        draw_times(frame, times, row.exit);
+        draw_times(frame, times, &row.exit.reason, model);
     }
 }
 
-/// The times of a reason's exits: a line a bar, and the axis.
-fn draw_times(frame: &mut Frame, area: Rect, exit: &super::read::Exit) {
-    const LABELS: usize = 22;
-    let width = usize::from(area.width).saturating_sub(LABELS + 1);
-    let mut lines = vec![Line::styled(
-        format!(
-            " how long {} took, by percentiles, logarithmic:",
-            exit.reason
-        ),
-        Modifier::BOLD,
-    )];
-    match bands::of(exit, width) {
-        None => lines.push(Line::from(
-            " no time is known yet: it is taken at the next entry",
-        )),
-        Some(drawn) => {
-            for band in &drawn.bands {
-                let bar = "\u{2588}".repeat(band.to - band.from + 1);
-                let (part, to) = (band.part, units::duration(band.to_ns));
-                let label = format!(" {part:>5} up to {to}");
-                lines.push(Line::from(format!(
-                    "{label:LABELS$}{:from$}{bar}",
-                    "",
-                    from = band.from
-                )));
-            }
-            lines.push(Line::from(format!("{:LABELS$}{}", "", drawn.axis)));
-        }
-    }
-    frame.render_widget(Paragraph::new(lines), area);
+/// How long a reason's exits took: a bar a power of two, or for several of them.
+fn draw_times(frame: &mut Frame, area: Rect, reason: &str, model: &Model) {
+    let reason = printable(reason);
+    let histogram = model.histogram(&reason);
+    let bars = histogram.map_or(Vec::new(), |histogram| bars::of(histogram, area.width));
+    let why = if model.unread() {
+        "it is not read while paused; p goes on"
+    } else if bars.is_empty() {
+        "no time is known: it is taken at the next entry"
+    } else {
+        "exits in each bar, from the time below it on"
+    };
+    let [title, chart] = Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(area);
+    let text = format!(" how long {reason} took: {why}");
+    frame.render_widget(Line::styled(text, Modifier::BOLD), title);
+    let chart = Rect {
+        x: chart.x + 1,
+        width: chart.width.saturating_sub(1),
+        ..chart
+    };
+    frame.render_widget(bars::chart(&bars), chart);
 }
 
 #[cfg(test)]
@@ -272,7 +263,7 @@ mod tests {
         let mut model = Model::new(None);
         for at in [1, 2] {
             model.take(Ok(vec![
-                fixture::vm_with("101-4", at, 2, 0),
+                fixture::vm("101-4", at, 2),
                 fixture::vm("7-3", at, 1),
             ]));
         }

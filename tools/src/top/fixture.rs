@@ -2,7 +2,10 @@
 //! VMs for the unit tests of this folder.
 
 use super::read::{Exit, Exits, Seen, Told, Vcpu};
-use crate::tree::Process;
+use crate::{
+    records::{Bucket, Histogram},
+    tree::Process,
+};
 use std::time::Duration;
 
 /// A VM with so many vCPUs, as read at that second: two reasons, of which `io` goes on.
@@ -21,6 +24,25 @@ pub fn vm(name: &str, at: u64, vcpus: u64) -> Seen {
         task: format!("10{number}:small_guest"),
         state: "halted".into(),
         last_exit: "hlt".into(),
+    };
+    let bucket = |bits, count| Bucket {
+        from_ns: Bucket::from_bits(bits),
+        count,
+    };
+    let io = Histogram {
+        reason: "io".into(),
+        timed: 1000 * at - 1,
+        total_ns: 2_000_000 * at,
+        histogram: vec![
+            bucket(15, 700 * at),
+            bucket(16, 290 * at),
+            bucket(18, 10 * at - 2),
+            bucket(20, 1),
+        ],
+    };
+    let hlt = Histogram {
+        reason: "hlt".into(),
+        ..Histogram::default()
     };
     Seen {
         name: name.into(),
@@ -43,6 +65,7 @@ pub fn vm(name: &str, at: u64, vcpus: u64) -> Seen {
             },
             vcpus: (0..vcpus).map(vcpu).collect(),
             one: None,
+            histograms: Some((None, vec![io, hlt])),
         }),
     }
 }
@@ -52,6 +75,7 @@ pub fn vm_with(name: &str, at: u64, vcpus: u64, one: u64) -> Seen {
     let mut seen = vm(name, at, vcpus);
     if let Ok(told) = &mut seen.told {
         told.one = Some((one, told.exits.clone()));
+        told.histograms.as_mut().expect("them").0 = Some(one);
     }
     seen
 }

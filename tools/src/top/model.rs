@@ -8,6 +8,7 @@ use super::{
     rates::{self, Order, Row},
     read::{Exits, Reading, Seen, Told, Wanted},
 };
+use crate::records::Histogram;
 
 /// The three lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,9 +34,7 @@ pub enum Key {
 /// What is to be done for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
-    Draw,
-    /// What is chosen now was not read yet.
-    Read,
+    GoOn,
     Quit,
 }
 
@@ -72,9 +71,15 @@ impl Model {
         }
     }
 
-    /// Of which vCPU exits are to be read.
+    /// Of what more is to be read than of all VMs.
     pub fn wanted(&self) -> Wanted<'_> {
-        Some((self.vm.as_deref()?, self.vcpu?))
+        Some((self.vm.as_deref()?, self.vcpu))
+    }
+
+    /// Whether something of what is chosen was not read yet.
+    pub fn unread(&self) -> bool {
+        let read = |told: &Told| matches!(&told.histograms, Some((of, _)) if *of == self.vcpu);
+        self.told().is_some_and(|told| !read(told))
     }
 
     /// Take what was read at the time for it.
@@ -100,10 +105,11 @@ impl Model {
         let read = reading
             .ok()
             .and_then(|vms| vms.into_iter().find(|seen| seen.name == vm));
-        let one = read.and_then(|seen| seen.told.ok()?.one);
+        let read = read.and_then(|seen| seen.told.ok());
+        let (one, histograms) = read.map_or((None, None), |told| (told.one, told.histograms));
         let mut vms = self.vms.iter_mut();
         if let Some(Ok(told)) = vms.find(|seen| seen.name == vm).map(|seen| &mut seen.told) {
-            told.one = one;
+            (told.one, told.histograms) = (one, histograms);
         }
     }
 
@@ -200,6 +206,13 @@ impl Model {
         }
     }
 
+    /// How long exits for that reason took. None: it was not read, or they have no time.
+    pub fn histogram(&self, reason: &str) -> Option<&Histogram> {
+        let (of, all) = self.told()?.histograms.as_ref()?;
+        let mut all = all.iter().filter(|_| *of == self.vcpu);
+        all.find(|histogram| histogram.reason == reason)
+    }
+
     /// Where the chosen reason stands in them; the first one until one is chosen, and where it is not there.
     pub fn reason_place(&self, rows: &[Row]) -> usize {
         let chosen = rows
@@ -213,7 +226,7 @@ impl Model {
         self.ended = None;
         if self.help && key != Key::Quit {
             self.help = false;
-            return Then::Draw;
+            return Then::GoOn;
         }
         match key {
             Key::Quit => return Then::Quit,
@@ -234,14 +247,14 @@ impl Model {
                     Panel::Reasons => Panel::Vcpus,
                 }
             }
-            Key::Up => return self.choose(|place| place.saturating_sub(1)),
-            Key::Down => return self.choose(|place| place + 1),
+            Key::Up => self.choose(|place| place.saturating_sub(1)),
+            Key::Down => self.choose(|place| place + 1),
         }
-        Then::Draw
+        Then::GoOn
     }
 
     /// Choose another line of the panel.
-    fn choose(&mut self, other: impl Fn(usize) -> usize) -> Then {
+    fn choose(&mut self, other: impl Fn(usize) -> usize) {
         match self.panel {
             Panel::Vms => {
                 let place = self.vm_place().map_or(0, other);
@@ -254,29 +267,22 @@ impl Model {
             }
             Panel::Vcpus => {
                 let place = self.vcpu_place().map_or(0, other);
-                let chosen = match (place, self.told()) {
+                self.vcpu = match (place, self.told()) {
                     (0, _) | (_, None) => None,
                     (_, Some(told)) => match told.vcpus.get(place - 1) {
                         Some(vcpu) => Some(vcpu.number),
-                        None => return Then::Draw,
+                        None => return,
                     },
                 };
-                self.vcpu = chosen;
-                if chosen.is_some() && !self.paused {
-                    return Then::Read;
-                }
             }
             Panel::Reasons => {
-                let Some(rows) = self.rows() else {
-                    return Then::Draw;
-                };
+                let Some(rows) = self.rows() else { return };
                 let chosen = rows.get(other(self.reason_place(&rows)));
                 if let Some(reason) = chosen.map(|row| row.exit.reason.clone()) {
                     self.reason = Some(reason);
                 }
             }
         }
-        Then::Draw
     }
 }
 
@@ -371,24 +377,26 @@ mod tests {
         model.panel = Panel::Vcpus;
         model.take(Ok(vec![fixture::vm("1-1", 1, 2)]));
         assert_eq!((model.vcpu(), model.vcpu_place()), (None, Some(0)));
-        assert_eq!(model.press(Key::Up), Then::Draw);
-        assert_eq!(model.press(Key::Down), Then::Read);
-        assert_eq!(model.wanted(), Some(("1-1", 0)));
-        assert!(model.rows().is_none(), "not read yet");
+        model.press(Key::Up);
+        assert!(!model.unread() && model.histogram("io").is_some());
+        model.press(Key::Down);
+        assert!(model.unread());
+        assert_eq!(model.wanted(), Some(("1-1", Some(0))));
+        assert!(model.rows().is_none() && model.histogram("io").is_none());
         model.take_chosen(Ok(vec![fixture::vm_with("1-1", 1, 2, 0)]));
         assert_eq!(model.rows().unwrap().len(), 2);
+        assert!(!model.unread() && model.histogram("io").is_some());
         assert_eq!(model.rows().unwrap()[0].rate, None);
         model.take(Ok(vec![fixture::vm_with("1-1", 2, 2, 0)]));
         assert!(model.rows().unwrap()[0].rate.is_some());
-        assert_eq!(model.press(Key::Down), Then::Read);
-        assert!(model.rows().is_none(), "of another vCPU");
-        assert_eq!(model.press(Key::Down), Then::Draw);
+        model.press(Key::Down);
+        assert!(model.rows().is_none() && model.unread(), "of another vCPU");
+        model.press(Key::Down);
         assert_eq!(model.vcpu(), Some(1), "the last");
         model.take(Ok(vec![fixture::vm("1-1", 1, 1)]));
         assert_eq!(model.vcpu(), None, "it is not there any more");
-        // While paused nothing is read.
         model.press(Key::Pause);
-        assert_eq!(model.press(Key::Down), Then::Draw);
+        model.press(Key::Down);
         assert!(model.paused && model.rows().is_none());
         model.take_chosen(Err("gone".into()));
         assert!(model.rows().is_none());
@@ -415,7 +423,7 @@ mod tests {
     #[test]
     fn keys() {
         let mut model = Model::new(None);
-        assert_eq!(model.press(Key::Help), Then::Draw);
+        assert_eq!(model.press(Key::Help), Then::GoOn);
         assert!(model.help);
         model.press(Key::Pause);
         assert!(!model.help && !model.paused, "any key ends the help");

@@ -2,6 +2,7 @@
 //! What is read of the VMs each time. No state: [`super::model`] keeps it.
 
 use crate::{
+    records::{self, Histogram},
     table::Table,
     tree::{self, Process, Vm},
 };
@@ -43,6 +44,8 @@ pub struct Told {
     pub vcpus: Vec<Vcpu>,
     /// Of one of them, if that was asked for.
     pub one: Option<(u64, Exits)>,
+    /// How long exits took, if that was asked for: of which vCPU (none: of all together).
+    pub histograms: Option<(Option<u64>, Vec<Histogram>)>,
 }
 
 /// A VM that is there.
@@ -57,8 +60,8 @@ pub struct Seen {
 /// All VMs, or why there is nothing to be read.
 pub type Reading = Result<Vec<Seen>, String>;
 
-/// The vCPU of which the exits are wanted too.
-pub type Wanted<'a> = Option<(&'a str, u64)>;
+/// The VM of which histograms are wanted too, and if of one of its vCPUs only, that and its exits.
+pub type Wanted<'a> = Option<(&'a str, Option<u64>)>;
 
 /// Read everything. `clock` tells the time since any beginning.
 pub fn all(wanted: Wanted, clock: impl Fn() -> Duration) -> Reading {
@@ -83,14 +86,22 @@ fn told(vm: &Vm, wanted: Wanted, clock: impl Fn() -> Duration) -> Result<Told> {
         Ok(Exits { at, lines })
     };
     let vcpus = parse_vcpus(&vm.read("vcpus")?).with_context(|| told_by(vm, "vcpus"))?;
-    let one = wanted
-        .filter(|(name, number)| *name == vm.name && vcpus.iter().any(|v| v.number == *number))
-        .map(|(_, number)| Ok::<_, anyhow::Error>((number, exits(&format!("vcpu{number}/exits"))?)))
-        .transpose()?;
+    let (mut one, mut histograms) = (None, None);
+    let there = |number| vcpus.iter().any(|vcpu| vcpu.number == number);
+    match wanted.filter(|(name, _)| *name == vm.name) {
+        Some((_, None)) => histograms = Some((None, records::parse(&vm.read("exits_hist")?)?)),
+        Some((_, Some(number))) if there(number) => {
+            one = Some((number, exits(&format!("vcpu{number}/exits"))?));
+            let text = vm.read(&format!("vcpu{number}/exits_hist"))?;
+            histograms = Some((Some(number), records::parse(&text)?));
+        }
+        _ => {}
+    }
     Ok(Told {
         exits: exits("exits")?,
         vcpus,
         one,
+        histograms,
     })
 }
 

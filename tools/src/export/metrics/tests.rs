@@ -5,8 +5,9 @@ use super::*;
 use crate::{
     export::{
         format::Format,
-        model::{Histogram, Line, MemoryFile, Vm},
+        model::{Line, MemoryFile, Vm},
     },
+    records::{Bucket, Histogram},
     tree::Process,
 };
 use std::collections::BTreeSet;
@@ -23,8 +24,10 @@ fn line(reason: &str, count: u64, total: u64) -> Line {
 
 /// All there can be.
 fn scrape() -> Scrape {
-    let mut logarithmic = [0; 48];
-    (logarithmic[8], logarithmic[20], logarithmic[47]) = (1, 2, 4);
+    let buckets = [(8, 1), (20, 2), (47, 4)].map(|(bits, count)| Bucket {
+        from_ns: Bucket::from_bits(bits),
+        count,
+    });
     let vm = Vm {
         name: "101-4".into(),
         process: Some(Process {
@@ -38,7 +41,12 @@ fn scrape() -> Scrape {
             (0, vec![line("io", 3, 1_000_000_000)]),
             (1, vec![line("io", 4, 5)]),
         ],
-        histogram: Some(Histogram::new(2_000_000_000, &logarithmic)),
+        histograms: vec![Histogram {
+            reason: "io".into(),
+            timed: 7,
+            total_ns: 2_000_000_000,
+            histogram: buckets.into(),
+        }],
     };
     let info = "size 4096\nallocated 8192\nfolios_order0 1\nfolios_order9 2\nfaults_order0 3\nfallbacks 4\n\
                 punch_asked 5\npunch_freed 6\npunch_kept_unsplit 7\npunch_kept_referenced 8\nnew 9\n";
@@ -61,7 +69,6 @@ fn scrape() -> Scrape {
                 reasons: 2,
                 files: 0,
                 ended: 4,
-                histograms: 1,
             },
         }),
         failures: 6,

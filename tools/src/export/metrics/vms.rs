@@ -2,7 +2,7 @@
 //! The families of VMs and their vCPUs.
 
 use super::{
-    super::model::{Line, Vm},
+    super::model::{buckets, Line, Vm},
     family, in_seconds, label, owned, seconds, NoLabels, Value,
 };
 use prometheus_client::{
@@ -48,7 +48,7 @@ fn numbers(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
 }
 
 fn reasons(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
-    // Not as a summary, which the library does not write and whose count would be of timed exits only.
+    // Not as a summary, which the library does not write.
     let reasons = || {
         vms.iter()
             .flat_map(|vm| vm.reasons.iter().map(move |line| (vm, line)))
@@ -109,26 +109,27 @@ fn vcpus(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
 fn histograms(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
     let all = vms
         .iter()
-        .filter_map(|vm| Some((vm, vm.histogram.as_ref()?)));
+        .flat_map(|vm| vm.histograms.iter().map(move |one| (vm, one)));
     let mut all = all.peekable();
     if all.peek().is_none() {
         return Ok(());
     }
-    let help = "From a VM's exits to its entries, for all reasons, of exits that were followed by an entry";
+    let help =
+        "From a VM's exits to its entries, by reason, of exits that were followed by an entry";
     let unit = Unit::Seconds;
     let kind = MetricType::Histogram;
     let mut metric = to.encode_descriptor("vm_exit_duration", help, Some(&unit), kind)?;
     for (vm, histogram) in all {
-        let buckets: Vec<_> = histogram
-            .buckets
-            .iter()
-            .map(|(bound, count)| (bound.map_or(f64::INFINITY, in_seconds), *count))
+        let buckets: Vec<_> = buckets(histogram)
+            .into_iter()
+            .map(|(bound, count)| (bound.map_or(f64::INFINITY, in_seconds), count))
             .collect();
+        let labels = [label("vm", &vm.name), label("reason", &histogram.reason)];
         metric
-            .encode_family(&[label("vm", &vm.name)])?
+            .encode_family(&labels)?
             .encode_histogram::<NoLabels>(
-                in_seconds(histogram.sum),
-                histogram.count,
+                in_seconds(histogram.total_ns),
+                histogram.timed,
                 &buckets,
                 None,
             )?;
