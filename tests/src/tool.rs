@@ -2,6 +2,9 @@
 //! The tool `kvmate`, run as a user runs it.
 
 pub mod top;
+mod watch;
+
+pub use watch::Watch;
 
 use crate::{ensure_eq, storm};
 use anyhow::{anyhow, ensure, Context, Result};

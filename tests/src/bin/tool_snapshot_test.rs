@@ -12,7 +12,7 @@ use kvmate_tests::{
     oracle::name_of,
     snapshot::Snapshot,
     table,
-    tool::{self, json},
+    tool::{self, json, Watch},
 };
 use serde_json::Value;
 use std::{
@@ -171,12 +171,10 @@ fn errors() -> Result<()> {
     tool::run("snapshot", &["1-1"])?.says(1, "no VM is there")?;
     // It is killed while it is watched.
     let vmm = Vmm::new("spin")?;
-    let mut command = tool::command("snapshot")?;
-    command.args([&vmm.name, "--json", "--watch", "0.05"]);
-    let watch = thread::spawn(move || tool::Done::of(command));
-    thread::sleep(Duration::from_millis(400));
+    let mut watch = Watch::new("snapshot", &[&vmm.name, "--json"])?;
+    watch.document()?;
     drop(vmm);
-    let done = watch.join().expect("a thread")?;
+    let done = watch.end()?;
     ensure_eq!(done.status, Some(1), "status; it said {}", done.err);
     let gone = ["has ended", "is ending", "no VM is there"];
     ensure!(

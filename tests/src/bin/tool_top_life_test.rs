@@ -14,6 +14,7 @@ use kvmate_tests::{
 };
 use nix::sys::signal::Signal;
 use std::{
+    os::unix::process::ExitStatusExt,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -74,8 +75,8 @@ fn given_back_while_blocked() -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     top.signal(Signal::SIGTERM)?;
-    let status = top.ends(false)?;
-    ensure!(!status.success(), "{status}");
+    let signal = top.ends(false)?.signal();
+    ensure_eq!(signal, Some(Signal::SIGTERM as i32), "what ended it");
     ensure!(top.modes_are_back()?, "other modes");
     drop(guest);
     top::unload(kvmate)

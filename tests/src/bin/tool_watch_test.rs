@@ -9,18 +9,10 @@ use kvmate_tests::{
     module::{Kvmate, Stop, EVERYTHING},
     oracle::name_of,
     seen,
-    tool::{self, Done},
-};
-use nix::{
-    sys::signal::{kill, Signal},
-    unistd::Pid,
+    tool::{self, Watch},
 };
 use serde_json::Value;
-use std::{
-    io::{BufRead, BufReader, Read},
-    process::{Child, ChildStdout, ExitCode, Stdio},
-    thread,
-};
+use std::{process::ExitCode, thread};
 
 fn main() -> ExitCode {
     hung::main(&[
@@ -34,77 +26,6 @@ fn main() -> ExitCode {
         ("closed_pipe", closed_pipe),
         ("killed_while_read", killed_while_read),
     ])
-}
-
-/// How often it tells.
-const PERIOD: &str = "0.05";
-
-/// A tool that watches; dropping it kills.
-struct Watch {
-    subcommand: &'static str,
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Watch {
-    fn new(subcommand: &'static str, arguments: &[&str]) -> Result<Self> {
-        let mut command = tool::command(subcommand)?;
-        command.args(arguments).args(["--watch", PERIOD]);
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("stdout")?);
-        Ok(Self {
-            subcommand,
-            child,
-            lines,
-        })
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.lines.read_line(&mut line)?;
-        if line.is_empty() {
-            let mut said = String::new();
-            let pipe = self.child.stderr.as_mut().context("stderr")?;
-            pipe.read_to_string(&mut said)?;
-            bail!("{} has ended: {said}", self.subcommand);
-        }
-        Ok(line)
-    }
-
-    /// The next document: one a line.
-    fn document(&mut self) -> Result<Value> {
-        let line = self.line()?;
-        let document = tool::valid(self.subcommand, &line)?;
-        let interval = document["interval_ns"].as_u64();
-        ensure!(interval.is_some_and(|ns| ns > 0), "interval in {line}");
-        Ok(document)
-    }
-
-    fn interrupt(&self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)?;
-        Ok(())
-    }
-
-    /// What it did, all told.
-    fn end(mut self) -> Result<Done> {
-        let (mut out, mut err) = (String::new(), String::new());
-        self.lines.read_to_string(&mut out)?;
-        let mut pipe = self.child.stderr.take().context("stderr")?;
-        pipe.read_to_string(&mut err)?;
-        let status = self.child.wait()?.code();
-        Ok(Done { status, out, err })
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A field of a VM's row in a document, 0 if the row is not there.
@@ -348,9 +269,7 @@ fn closed_pipe() -> Result<()> {
     let guest = Guest::new(&[])?;
     let mut watch = Watch::new("exits", &[&guest.name, "--json"])?;
     watch.document()?;
-    // The reader's end is closed, and another put into its place.
-    let (none, _) = nix::unistd::pipe()?;
-    watch.lines = BufReader::new(ChildStdout::from(none));
+    watch.read_no_further()?;
     watch.end()?.well()?;
     drop(guest);
     kvmate.unload()
