@@ -74,12 +74,15 @@ fn watch(screen: &Screen, mut model: Model, interval: Duration) -> Result<()> {
             if !model.paused {
                 let reading = read::all(model.wanted(), clock);
                 model.take(reading);
+                model.is_off(tree::is_off("observe").ok().flatten());
             }
             next = clock() + interval;
         }
         if model.unread() && !model.paused {
-            let reading = read::all(model.wanted(), clock);
-            model.take_chosen(reading);
+            if let Some((vm, vcpu)) = model.wanted() {
+                let reading = read::chosen(vm, vcpu, clock);
+                model.take_chosen(reading);
+            }
         }
         screen.draw(|frame| draw::draw(frame, &model))?;
         if !event::poll(next.saturating_sub(clock())).context("the terminal")? {
@@ -88,7 +91,8 @@ fn watch(screen: &Screen, mut model: Model, interval: Duration) -> Result<()> {
         let Event::Key(pressed) = event::read().context("the terminal")? else {
             continue;
         };
-        if is_control(&pressed, 'z') {
+        let control = pressed.modifiers.contains(KeyModifiers::CONTROL);
+        if control && pressed.code == KeyCode::Char('z') {
             raise(SIGTSTP)?;
         } else if key(&pressed).is_some_and(|key| model.press(key) == Then::Quit) {
             return Ok(());
@@ -96,28 +100,28 @@ fn watch(screen: &Screen, mut model: Model, interval: Duration) -> Result<()> {
     }
 }
 
-fn is_control(pressed: &KeyEvent, letter: char) -> bool {
-    pressed.code == KeyCode::Char(letter) && pressed.modifiers.contains(KeyModifiers::CONTROL)
-}
-
-/// What a key means; none: nothing.
+/// What a key means; none: it was not pressed.
 fn key(pressed: &KeyEvent) -> Option<Key> {
     if pressed.kind == KeyEventKind::Release {
         return None;
     }
-    if pressed.modifiers.contains(KeyModifiers::CONTROL) {
-        return is_control(pressed, 'c').then_some(Key::Quit);
-    }
+    let control = pressed.modifiers.contains(KeyModifiers::CONTROL);
     Some(match pressed.code {
-        KeyCode::Up | KeyCode::Char('k') => Key::Up,
-        KeyCode::Down | KeyCode::Char('j') => Key::Down,
-        KeyCode::Tab => Key::NextPanel,
-        KeyCode::BackTab => Key::PreviousPanel,
+        KeyCode::Char('c') if control => Key::Quit,
+        _ if control => Key::Other,
+        KeyCode::Up | KeyCode::Char('k') => Key::Line(-1),
+        KeyCode::Down | KeyCode::Char('j') => Key::Line(1),
+        KeyCode::PageUp => Key::Line(-10),
+        KeyCode::PageDown => Key::Line(10),
+        KeyCode::Home => Key::Line(isize::MIN),
+        KeyCode::End => Key::Line(isize::MAX),
+        KeyCode::Tab | KeyCode::Right => Key::NextPanel,
+        KeyCode::BackTab | KeyCode::Left => Key::PreviousPanel,
         KeyCode::Char('s') => Key::Sort,
         KeyCode::Char('p' | ' ') => Key::Pause,
         KeyCode::Char('?' | 'h') => Key::Help,
-        KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
-        _ => return None,
+        KeyCode::Char('q') | KeyCode::Esc => Key::Leave,
+        _ => Key::Other,
     })
 }
 
@@ -137,11 +141,11 @@ mod tests {
     #[test]
     fn keys() {
         let plain = |code| key(&KeyEvent::new(code, KeyModifiers::NONE));
-        assert_eq!(plain(KeyCode::Char('q')), Some(Key::Quit));
-        assert_eq!(plain(KeyCode::Char('x')), None);
+        assert_eq!(plain(KeyCode::Char('q')), Some(Key::Leave));
+        assert_eq!(plain(KeyCode::Char('x')), Some(Key::Other));
         let control = |letter| key(&KeyEvent::new(KeyCode::Char(letter), KeyModifiers::CONTROL));
         assert_eq!(control('c'), Some(Key::Quit));
-        assert_eq!(control('p'), None);
+        assert_eq!(control('p'), Some(Key::Other));
         let mut released = KeyEvent::new(KeyCode::Char('p'), KeyModifiers::NONE);
         released.kind = KeyEventKind::Release;
         assert_eq!(key(&released), None);

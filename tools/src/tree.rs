@@ -225,16 +225,24 @@ pub fn title(vm: &str, pid: Option<u32>, process: Option<&str>) -> String {
 
 /// What to do if nothing is recorded because a knob is 0.
 pub fn recorded_with(knob: &str) -> Option<String> {
-    let path = format!("{DEBUGFS}/kvmate/knobs/{knob}");
-    match fs::read_to_string(&path) {
-        Ok(value) if value.trim_end() == "0" => Some(format!(
-            "knobs/{knob} is 0, so nothing is recorded: echo 1 > {path}"
-        )),
-        Ok(_) => None,
-        Err(error) => Some(format!(
-            "{path}: {error}: if it is 0, nothing is recorded; insmod kvmate.ko {knob}=1 sets it, too"
-        )),
-    }
+    is_off(knob).unwrap_or_else(|error| {
+        Some(format!(
+            "{}: {error}: if it is 0, nothing is recorded; insmod kvmate.ko {knob}=1 sets it, too",
+            self::knob(knob).display()
+        ))
+    })
+}
+
+/// The same, or why the knob cannot be read.
+pub fn is_off(knob: &str) -> io::Result<Option<String>> {
+    let path = self::knob(knob);
+    let is_off = fs::read_to_string(&path)?.trim_end() == "0";
+    Ok(is_off.then(|| {
+        format!(
+            "knobs/{knob} is 0, so nothing is recorded: echo 1 > {}",
+            path.display()
+        )
+    }))
 }
 
 /// Open a file that is there: `fs::write()` would make one that is gone, and be told EACCES.
@@ -389,6 +397,11 @@ pub fn no_tree(error: &io::Error) -> anyhow::Error {
     }
 }
 
+/// Whether a process with that name is meant. The kernel keeps 15 bytes of a program's name.
+fn is_called(name: &str, asked: &str) -> bool {
+    name.contains(asked) || (name.len() == 15 && asked.starts_with(name))
+}
+
 /// Which of the VMs is asked for: by name, by a process or thread, or by a part of a process's name.
 fn choose(asked: &str, vms: &[Vm]) -> Result<usize> {
     if let Some(at) = vms.iter().position(|vm| vm.name == asked) {
@@ -399,7 +412,7 @@ fn choose(asked: &str, vms: &[Vm]) -> Result<usize> {
         (Some(number), process) => {
             vm.maker() == Some(number) || process.as_ref().is_some_and(|p| p.pid == number)
         }
-        (None, Some(process)) => !asked.is_empty() && process.name.contains(asked),
+        (None, Some(process)) => !asked.is_empty() && is_called(&process.name, asked),
         (None, None) => false,
     };
     let found: Vec<usize> = (0..vms.len()).filter(|&at| matches(&vms[at])).collect();
@@ -450,6 +463,8 @@ pub mod tests {
         assert_eq!(chosen("101-9"), Ok(1));
         assert_eq!(chosen("7"), Ok(2));
         assert_eq!(chosen("fire"), Ok(2));
+        assert_eq!(choose("qemu-system-x86_64", &vms[1..]).ok(), Some(0));
+        assert!(chosen("firecracker-1").is_err(), "a longer name");
         assert_eq!(chosen("8"), Ok(3));
         assert_eq!(chosen("8-x1"), Ok(3));
         for several in ["100", "101", "qemu"] {

@@ -111,7 +111,7 @@ fn stopped_and_continued() -> Result<()> {
     top.stand_by("raw again", || Ok(!top.modes_are_back()?))?;
     top.press("?")?;
     top.shows("Help:")?;
-    top.press("q")?;
+    top.press("\x03")?;
     top.ends_well()?;
     drop(guest);
     kvmate.unload()

@@ -268,11 +268,21 @@ fn keys_choose() -> Result<()> {
         screen.contains(&format!("> {}", other.name)) && screen.contains("REASONS of all vCPUs"),
         "{screen}"
     );
-    top.press("?")?;
-    top.shows("Help: any key ends it")?;
-    top.press("x")?;
-    top.press("h")?;
-    top.until("help is gone", |screen| !screen.contains("Help:"))?;
+    is_drawn(&screen, &format!("{}/exits_hist", other.name))?;
+    // Sideways, and by ten.
+    top.press("\x1b[C")?;
+    top.shows("[VCPUS 1]")?;
+    top.press("\x1b[D")?;
+    top.shows("[VMS 2]")?;
+    top.press(if below { "\x1b[5~" } else { "\x1b[6~" })?;
+    top.until("the first VM", |screen| has(screen, names.out, 350))?;
+    // Whatever key ends the help: also those that end top otherwise.
+    for (opens, ends) in [("?", "x"), ("h", "q"), ("?", "\x1b"), ("h", "?")] {
+        top.press(opens)?;
+        top.shows("Help: a key ends it")?;
+        top.press(ends)?;
+        top.until("help is gone", |screen| !screen.contains("Help:"))?;
+    }
     top.press("\x03")?;
     top.ends_well()?;
     drop((two, other));
@@ -345,6 +355,12 @@ fn pause() -> Result<()> {
     top.until("it goes on", |screen| {
         !screen.contains("PAUSED") && count(screen) == Some(51)
     })?;
+    // What stands still because of a knob is told of.
+    let off = "knobs/observe is 0, so nothing is recorded";
+    kvmate.write("knobs/observe", "0")?;
+    top.shows(off)?;
+    kvmate.write("knobs/observe", "1")?;
+    top.until("it is recorded", |screen| !screen.contains(off))?;
     top.press("q")?;
     top.ends_well()?;
     drop(guest);

@@ -5,9 +5,13 @@
 use super::{
     bounds::Bound,
     metrics::Scrape,
-    model::{lines, Line, MemoryFile, Module, Vm},
+    model::{MemoryFile, Module, Vm},
 };
-use crate::{records, say::say, tree};
+use crate::{
+    records::{self, Exit, Histogram, Record},
+    say::say,
+    tree,
+};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
@@ -102,14 +106,14 @@ impl Collector {
         }
         let mut times: BTreeMap<&str, u64> = BTreeMap::new();
         let lines = module.vms.iter().flat_map(|vm| &vm.reasons);
-        lines.for_each(|line| *times.entry(&line.reason).or_default() += line.total);
+        lines.for_each(|line| *times.entry(&line.reason).or_default() += line.total_ns);
         let mut reasons: Vec<_> = times.into_iter().collect();
         reasons.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
         module.left_out.reasons = self
             .reasons
             .are_there(reasons.into_iter().map(|(name, _)| name));
         for vm in &mut module.vms {
-            let tells = |line: &Line| self.reasons.tells(&line.reason);
+            let tells = |line: &Exit| self.reasons.tells(&line.reason);
             vm.reasons.retain(tells);
             vm.histograms
                 .retain(|histogram| self.reasons.tells(&histogram.reason));
@@ -148,22 +152,16 @@ impl Collector {
 impl Limits {
     /// A VM's tables; none if it ends meanwhile.
     fn vm(&self, vm: &tree::Vm) -> Result<Option<Vm>> {
-        let read = |file: &str| -> Result<Option<Vec<Line>>> {
-            let text = vm.read_fleeting(file)?;
-            let lines = text.map(|text| lines(&text)).transpose();
-            lines.with_context(|| format!("{file} of VM {}", vm.name))
-        };
         let (Some(ids), Some(reasons), Some(histograms)) = (
             vm.vcpus_fleeting()?,
-            read("exits")?,
-            vm.read_fleeting("exits_hist")?,
+            table::<Exit>(vm, "")?,
+            table::<Histogram>(vm, "")?,
         ) else {
             return Ok(None);
         };
-        let histograms = records::parse(&histograms);
         let mut vcpus = Vec::new();
         for &id in ids.iter().take(self.vcpus) {
-            let Some(lines) = read(&format!("vcpu{id}/exits"))? else {
+            let Some(lines) = table(vm, &format!("vcpu{id}/"))? else {
                 return Ok(None);
             };
             vcpus.push((id, lines));
@@ -175,7 +173,14 @@ impl Limits {
             exits: reasons.iter().map(|line| line.count).sum(),
             reasons,
             vcpus,
-            histograms: histograms.with_context(|| format!("of VM {}", vm.name))?,
+            histograms,
         }))
     }
+}
+
+/// A table in that folder of a VM's; none if it ends meanwhile.
+fn table<R: Record>(vm: &tree::Vm, folder: &str) -> Result<Option<Vec<R>>> {
+    let text = vm.read_fleeting(&format!("{folder}{}", R::FILE))?;
+    let rows = text.map(|text| records::parse(&text)).transpose();
+    rows.with_context(|| format!("VM {}", vm.name))
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a scrape has read: values only. [`super::collect`] reads them, [`super::metrics`] writes them.
 
-use crate::{records::Histogram, table::Table, tree::Process};
+use crate::{
+    records::{Exit, Histogram},
+    tree::Process,
+};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
@@ -53,46 +56,11 @@ pub struct Vm {
     /// Exits of all vCPUs, for all reasons, also of what is left out.
     pub exits: u64,
     /// By reason.
-    pub reasons: Vec<Line>,
+    pub reasons: Vec<Exit>,
     /// By vCPU and reason.
-    pub vcpus: Vec<(u32, Vec<Line>)>,
+    pub vcpus: Vec<(u32, Vec<Exit>)>,
     /// How long its exits took, by reason.
     pub histograms: Vec<Histogram>,
-}
-
-/// A line of a table `exits`; times in nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Line {
-    /// Why.
-    pub reason: String,
-    /// How often.
-    pub count: u64,
-    /// How long together.
-    pub total: u64,
-    /// At 500, 990 and 999 thousandths.
-    pub percentiles: [u64; 3],
-    /// The longest.
-    pub max: u64,
-}
-
-/// A table `exits`.
-pub fn lines(text: &str) -> Result<Vec<Line>> {
-    let table = Table::new(text)?;
-    let rows = table.rows().map(|row| {
-        let row = row?;
-        Ok(Line {
-            reason: row.get("reason")?.to_owned(),
-            count: row.number("count")?,
-            total: row.number("total_ns")?,
-            percentiles: [
-                row.number("p50_ns")?,
-                row.number("p99_ns")?,
-                row.number("p999_ns")?,
-            ],
-            max: row.number("max_ns")?,
-        })
-    });
-    rows.collect()
 }
 
 /// A memory file.
@@ -150,24 +118,6 @@ pub fn buckets(histogram: &Histogram) -> Vec<(Option<u64>, u64)> {
 mod tests {
     use super::*;
     use crate::records::Bucket;
-
-    #[test]
-    fn a_table() -> Result<()> {
-        let text = "reason count total_ns avg_ns p50_ns p99_ns p999_ns max_ns\n\
-                    io 3 600 200 190 290 291 300\nhlt 1 0 0 0 0 0 0\n";
-        let lines = lines(text)?;
-        assert_eq!(lines.len(), 2);
-        let io = Line {
-            reason: "io".into(),
-            count: 3,
-            total: 600,
-            percentiles: [190, 290, 291],
-            max: 300,
-        };
-        assert_eq!(lines[0], io);
-        assert!(super::lines("reason count\nio 3\n").is_err());
-        Ok(())
-    }
 
     #[test]
     fn a_file() -> Result<()> {

@@ -27,7 +27,8 @@ pub struct Histogram {
 /// Exits that took about as long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Bucket {
-    /// They took so long at least, and less than twice that; 0: nothing.
+    /// They took so long at least, and less than twice that, within a sixteenth. 0: nothing; 2^46: any longer
+    /// time.
     pub from_ns: u64,
     /// How many.
     pub count: u64,
@@ -88,11 +89,16 @@ impl Record for Histogram {
 
     fn new(row: &Row<'_>) -> Result<Self> {
         let buckets = row.names("histogram")?;
-        let buckets = buckets.iter().map(|text| Bucket::new(text)).collect();
-        let histogram: Option<Vec<_>> = buckets;
+        let buckets: Option<Vec<_>> = buckets.iter().map(|text| Bucket::new(text)).collect();
+        let timed = row.number("timed")?;
+        let sound = |all: &Vec<Bucket>| {
+            let sum = all.iter().map(|bucket| u128::from(bucket.count)).sum();
+            all.is_sorted_by(|a, b| a.from_ns < b.from_ns) && u128::from(timed) == sum
+        };
+        let histogram = buckets.filter(sound);
         Ok(Self {
             reason: row.get("reason")?.to_owned(),
-            timed: row.number("timed")?,
+            timed,
             total_ns: row.number("total_ns")?,
             histogram: histogram
                 .with_context(|| format!("histogram is {:?}", row.get("histogram").ok()))?,
@@ -139,8 +145,19 @@ pub mod tests {
 
     #[test]
     fn what_is_wrong_is_said() {
-        for histogram in ["3:1", "4", "4:x", "x:1", "140737488355328:1", "4:1,,8:1"] {
-            let text = format!("reason timed total_ns histogram\nio 1 1 {histogram}\n");
+        for histogram in [
+            "3:2",
+            "4",
+            "4:x",
+            "x:2",
+            "140737488355328:2",
+            "4:1,,8:1",
+            "8:1,4:1",
+            "4:1,4:1",
+            "4:3",
+            "-",
+        ] {
+            let text = format!("reason timed total_ns histogram\nio 2 1 {histogram}\n");
             let said = format!("{:#}", parse::<Histogram>(&text).unwrap_err());
             assert!(said.starts_with("exits_hist: histogram is"), "{said}");
         }

@@ -77,7 +77,8 @@ fn short(count: u64) -> String {
 
 /// A power of two in five columns: `16us` is 16384 ns.
 fn time(ns: u64) -> String {
-    let units = [("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1000)];
+    const S: u64 = 1_000_000_000;
+    let units = [("h", 3600 * S), ("s", S), ("ms", 1_000_000), ("us", 1000)];
     let unit = units.into_iter().find(|(_, unit)| ns >= *unit);
     unit.map_or(format!("{ns}ns"), |(name, unit)| {
         format!("{}{name}", ns / unit)
@@ -147,8 +148,11 @@ mod tests {
             (21, "1ms"),
             (31, "1s"),
             (37, "68s"),
+            (42, "2199s"),
+            (47, "19h"),
         ] {
             assert_eq!(time(Bucket::from_bits(bits)), text, "{bits}");
         }
+        assert!((0..48).all(|bits| time(Bucket::from_bits(bits)).len() <= 5));
     }
 }

@@ -23,16 +23,21 @@ pub const HEIGHT: u16 = 24;
 
 const KEYS: &str = " Tab panel  Up/Down choose  s sort  p pause  ? help  q quit";
 const HELP: &str = "\
-Tab, Shift-Tab  next, previous panel
+Tab, Right      next panel: VMs, vCPUs, reasons
+Shift-Tab, Left previous panel
 Up, Down, k, j  choose a VM, a vCPU, a reason
+PgUp, PgDn      ten lines; Home, End: all
 s               sort reasons: time, rate, count, p99, name
 p, Space        pause, go on
 ?, h            this help
 q, Esc, Ctrl-C  quit
 
 TIME% is the part of all exits' time since the reading before.
-P50, P99 and the bars, which are by powers of two, are of all
-exits since the VM was seen or its tables were reset. Nothing is written to the module.";
+P50, P99 and the bars are of all exits since the VM was seen
+or its tables were reset; a bar is of times up to twice as
+long, or of several such. Nothing is written to the module.";
+/// Inside its border.
+const HELP_WIDTH: u16 = 62;
 
 /// Draw all.
 pub fn draw(frame: &mut Frame, model: &Model) {
@@ -89,7 +94,7 @@ fn too_small(frame: &mut Frame, area: Rect) {
 }
 
 fn help(frame: &mut Frame, area: Rect) {
-    let (width, height) = (66, HELP.lines().count() as u16 + 2);
+    let (width, height) = (HELP_WIDTH + 2, HELP.lines().count() as u16 + 2);
     let at = Rect::new(
         (area.width - width) / 2,
         (area.height - height) / 2,
@@ -98,7 +103,7 @@ fn help(frame: &mut Frame, area: Rect) {
     );
     frame.render_widget(Clear, at);
     frame.render_widget(
-        Paragraph::new(HELP).block(Block::bordered().title("Help: any key ends it")),
+        Paragraph::new(HELP).block(Block::bordered().title("Help: a key ends it")),
         at,
     );
 }
@@ -138,14 +143,14 @@ fn vms(frame: &mut Frame, area: Rect, model: &Model) {
 fn vcpus(frame: &mut Frame, area: Rect, model: &Model) {
     let Some(told) = model.told() else { return };
     let all = vec!["all".into(), String::new(), String::new(), String::new()];
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     let each = told.vcpus.iter().map(|vcpu| {
-        let (state, exit, task) = (&vcpu.state, &vcpu.last_exit, &vcpu.task);
-        vec![
-            vcpu.number.to_string(),
-            state.clone(),
-            exit.clone(),
-            task.clone(),
-        ]
+        let task = match (vcpu.tid, &vcpu.task) {
+            (Some(tid), Some(name)) => format!("{tid}:{name}"),
+            _ => "-".into(),
+        };
+        let (state, exit) = (known(&vcpu.state), known(&vcpu.last_exit));
+        vec![vcpu.vcpu.to_string(), state, exit, task]
     });
     let list = List {
         panel: Panel::Vcpus,
@@ -170,13 +175,18 @@ fn inner(area: Rect) -> Rect {
     }
 }
 
+/// A time; none is not known.
+fn time(ns: Option<u64>) -> String {
+    ns.map_or("-".into(), units::duration)
+}
+
 fn draw_reasons(frame: &mut Frame, area: Rect, times: Rect, model: &Model) {
     let of = model
         .vcpu()
         .map_or("all vCPUs".into(), |number| format!("vCPU {number}"));
     let Some(rows) = model.rows() else {
         if model.told().is_some() {
-            let text = format!(" {of}: not read while paused; p goes on");
+            let text = format!(" {of}: {}", not_read(model));
             frame.render_widget(paragraph(text), area);
         }
         return;
@@ -190,9 +200,9 @@ fn draw_reasons(frame: &mut Frame, area: Rect, times: Rect, model: &Model) {
             per_second(row.rate),
             row.share
                 .map_or("-".into(), |share| format!("{:.1}", share * 100.0)),
-            units::duration(exit.p50_ns),
-            units::duration(exit.p99_ns),
-            units::duration(exit.max_ns),
+            time(exit.p50_ns),
+            time(exit.p99_ns),
+            time(exit.max_ns),
         ]
     });
     let list = List {
@@ -216,18 +226,26 @@ fn draw_reasons(frame: &mut Frame, area: Rect, times: Rect, model: &Model) {
     }
 }
 
+/// Why something of what is chosen is not there.
+fn not_read(model: &Model) -> &'static str {
+    if model.paused {
+        "not read while paused; p goes on"
+    } else {
+        "not read yet"
+    }
+}
+
 /// How long a reason's exits took: a bar a power of two, or for several of them.
 fn draw_times(frame: &mut Frame, area: Rect, reason: &str, model: &Model) {
-    let reason = printable(reason);
-    let histogram = model.histogram(&reason);
+    let histogram = model.histogram(reason);
     let bars = histogram.map_or(Vec::new(), |histogram| bars::of(histogram, area.width));
-    let why = if model.unread() {
-        "it is not read while paused; p goes on"
-    } else if bars.is_empty() {
-        "no time is known: it is taken at the next entry"
-    } else {
-        "exits in each bar, from the time below it on"
+    let why = match histogram {
+        None if model.unread() => not_read(model),
+        None => "no time is known",
+        Some(_) if bars.is_empty() => "no time is known yet: it is taken at the next entry",
+        Some(_) => "exits in each bar, from the time below it on",
     };
+    let reason = printable(reason);
     let [title, chart] = Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(area);
     let text = format!(" how long {reason} took: {why}");
     frame.render_widget(Line::styled(text, Modifier::BOLD), title);
@@ -263,7 +281,7 @@ mod tests {
         let mut model = Model::new(None);
         for at in [1, 2] {
             model.take(Ok(vec![
-                fixture::vm("101-4", at, 2),
+                fixture::vm_chosen("101-4", at, 2, None),
                 fixture::vm("7-3", at, 1),
             ]));
         }
@@ -299,20 +317,27 @@ mod tests {
         let has =
             |model: &Model, part: &str| screen(model, 80, 24).iter().any(|l| l.contains(part));
         model.press(Key::Help);
-        assert!(has(&model, "Help: any key ends it") && has(&model, "sort reasons"));
-        model.press(Key::Help);
-        assert!(!has(&model, "any key ends it"));
+        assert!(has(&model, "Help: a key ends it"));
+        for line in HELP.lines() {
+            assert!(has(&model, line), "{line:?} is cut");
+        }
+        model.press(Key::Other);
+        assert!(!has(&model, "a key ends it"));
         for key in [
             Key::Pause,
             Key::NextPanel,
-            Key::Down,
+            Key::Line(1),
             Key::NextPanel,
-            Key::Down,
+            Key::Line(1),
         ] {
             model.press(key);
         }
         assert!(has(&model, "PAUSED") && has(&model, "[VCPUS 1]") && has(&model, "> 7-3"));
         assert!(has(&model, "vCPU 0: not read while paused"));
+        model.press(Key::Line(-1));
+        assert!(has(&model, "how long io took: not read while paused"));
+        model.press(Key::Pause);
+        assert!(has(&model, "how long io took: not read yet"));
     }
 
     #[test]
@@ -345,7 +370,7 @@ mod tests {
         model.take(Ok(vms));
         model.panel = Panel::Vms;
         for _ in 0..29 {
-            model.press(Key::Down);
+            model.press(Key::Line(1));
         }
         let found = screen(&model, 80, 24);
         assert!(found.iter().any(|l| l.contains("> 29-4")), "{found:?}");

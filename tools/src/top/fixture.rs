@@ -1,30 +1,66 @@
 // SPDX-License-Identifier: GPL-2.0
 //! VMs for the unit tests of this folder.
 
-use super::read::{Exit, Exits, Seen, Told, Vcpu};
+use super::read::{Chosen, Exits, Seen, Told};
 use crate::{
-    records::{Bucket, Histogram},
+    records::{Bucket, Exit, Histogram, Vcpu},
     tree::Process,
 };
 use std::time::Duration;
 
-/// A VM with so many vCPUs, as read at that second: two reasons, of which `io` goes on.
-pub fn vm(name: &str, at: u64, vcpus: u64) -> Seen {
-    let exit = |reason: &str, count, total_ns, times: [u64; 4]| Exit {
+/// A line of `exits`, with these percentiles and the longest time.
+pub fn exit(reason: &str, count: u64, total_ns: u64, times: [u64; 4]) -> Exit {
+    let [p50_ns, p99_ns, p999_ns, max_ns] = times.map(Some);
+    Exit {
         reason: reason.into(),
         count,
         total_ns,
-        p50_ns: times[0],
-        p99_ns: times[1],
-        p999_ns: times[2],
-        max_ns: times[3],
-    };
+        avg_ns: total_ns.checked_div(count),
+        p50_ns,
+        p99_ns,
+        p999_ns,
+        max_ns,
+    }
+}
+
+/// A VM with so many vCPUs, as read at that second: two reasons, of which `io` goes on.
+pub fn vm(name: &str, at: u64, vcpus: u64) -> Seen {
     let vcpu = |number| Vcpu {
-        number,
-        task: format!("10{number}:small_guest"),
-        state: "halted".into(),
-        last_exit: "hlt".into(),
+        vcpu: number,
+        tid: Some(100 + number),
+        task: Some("small_guest".into()),
+        state: Some("halted".into()),
+        last_exit: Some("hlt".into()),
+        ago_ns: None,
+        rip: None,
+        requests: Vec::new(),
+        vm_state: Vec::new(),
     };
+    let io = [19_721, 48_909, 183_017, 875_873];
+    Seen {
+        name: name.into(),
+        process: Some(Process {
+            pid: 100,
+            name: "small_guest".into(),
+        }),
+        told: Ok(Told {
+            exits: Exits {
+                at: Duration::from_secs(at),
+                lines: vec![
+                    exit("io", 1000 * at, 2_000_000 * at, io),
+                    exit("hlt", 1, 0, [0; 4]),
+                ],
+            },
+            vcpus: (0..vcpus).map(vcpu).collect(),
+            chosen: None,
+        }),
+    }
+}
+
+/// What is read of that VM, or of one of its vCPUs, if it is chosen.
+pub fn chosen(of: &Seen, vcpu: Option<u64>) -> Chosen {
+    let exits = &of.told.as_ref().expect("a VM's").exits;
+    let at = exits.lines[0].count / 1000;
     let bucket = |bits, count| Bucket {
         from_ns: Bucket::from_bits(bits),
         count,
@@ -44,38 +80,19 @@ pub fn vm(name: &str, at: u64, vcpus: u64) -> Seen {
         reason: "hlt".into(),
         ..Histogram::default()
     };
-    Seen {
-        name: name.into(),
-        process: Some(Process {
-            pid: 100,
-            name: "small_guest".into(),
-        }),
-        told: Ok(Told {
-            exits: Exits {
-                at: Duration::from_secs(at),
-                lines: vec![
-                    exit(
-                        "io",
-                        1000 * at,
-                        2_000_000 * at,
-                        [19_721, 48_909, 183_017, 875_873],
-                    ),
-                    exit("hlt", 1, 0, [0; 4]),
-                ],
-            },
-            vcpus: (0..vcpus).map(vcpu).collect(),
-            one: None,
-            histograms: Some((None, vec![io, hlt])),
-        }),
+    Chosen {
+        vcpu,
+        exits: vcpu.map(|_| exits.clone()),
+        histograms: vec![io, hlt],
     }
 }
 
-/// And with the exits of one vCPU.
-pub fn vm_with(name: &str, at: u64, vcpus: u64, one: u64) -> Seen {
+/// The VM, chosen so when it was read.
+pub fn vm_chosen(name: &str, at: u64, vcpus: u64, vcpu: Option<u64>) -> Seen {
     let mut seen = vm(name, at, vcpus);
+    let more = chosen(&seen, vcpu);
     if let Ok(told) = &mut seen.told {
-        told.one = Some((one, told.exits.clone()));
-        told.histograms.as_mut().expect("them").0 = Some(one);
+        told.chosen = Some(more);
     }
     seen
 }

@@ -6,7 +6,7 @@
 
 use super::{
     rates::{self, Order, Row},
-    read::{Exits, Reading, Seen, Told, Wanted},
+    read::{Chosen, Exits, Reading, Seen, Told, Wanted},
 };
 use crate::records::Histogram;
 
@@ -21,14 +21,18 @@ pub enum Panel {
 /// What a key means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
-    Up,
-    Down,
+    /// Another line, so many below; [`isize::MIN`] the first, [`isize::MAX`] the last.
+    Line(isize),
     NextPanel,
     PreviousPanel,
     Sort,
     Pause,
     Help,
+    /// Out of the help, else of all.
+    Leave,
     Quit,
+    /// Nothing, but it ends the help.
+    Other,
 }
 
 /// What is to be done for it.
@@ -48,6 +52,8 @@ pub struct Model {
     before: Vec<Seen>,
     problem: Option<String>,
     ended: Option<String>,
+    /// Why nothing is recorded.
+    off: Option<String>,
     vm: Option<String>,
     vcpu: Option<u64>,
     reason: Option<String>,
@@ -65,6 +71,7 @@ impl Model {
             before: Vec::new(),
             problem: None,
             ended: None,
+            off: None,
             vm,
             vcpu: None,
             reason: None,
@@ -78,8 +85,18 @@ impl Model {
 
     /// Whether something of what is chosen was not read yet.
     pub fn unread(&self) -> bool {
-        let read = |told: &Told| matches!(&told.histograms, Some((of, _)) if *of == self.vcpu);
-        self.told().is_some_and(|told| !read(told))
+        self.told().is_some() && self.more().is_none()
+    }
+
+    /// What was read of what is chosen only.
+    fn more(&self) -> Option<&Chosen> {
+        let more = self.told()?.chosen.as_ref();
+        more.filter(|more| more.vcpu == self.vcpu)
+    }
+
+    /// Nothing is recorded, and that is why; none: it is, or cannot be told.
+    pub fn is_off(&mut self, why: Option<String>) {
+        self.off = why;
     }
 
     /// Take what was read at the time for it.
@@ -99,17 +116,14 @@ impl Model {
         }
     }
 
-    /// Take what was read because something else was chosen: of that only, as all else was read a moment ago.
-    pub fn take_chosen(&mut self, reading: Reading) {
-        let Some(vm) = self.vm.clone() else { return };
-        let read = reading
-            .ok()
-            .and_then(|vms| vms.into_iter().find(|seen| seen.name == vm));
-        let read = read.and_then(|seen| seen.told.ok());
-        let (one, histograms) = read.map_or((None, None), |told| (told.one, told.histograms));
-        let mut vms = self.vms.iter_mut();
-        if let Some(Ok(told)) = vms.find(|seen| seen.name == vm).map(|seen| &mut seen.told) {
-            (told.one, told.histograms) = (one, histograms);
+    /// Take what was read because something else was chosen: all else was read a moment ago.
+    pub fn take_chosen(&mut self, reading: Result<Chosen, String>) {
+        let Some(at) = self.vm_place() else { return };
+        let told = &mut self.vms[at].told;
+        match (told.as_mut(), reading) {
+            (Ok(told), Ok(more)) => told.chosen = Some(more),
+            (_, Err(problem)) => *told = Err(problem),
+            (Err(_), Ok(_)) => {}
         }
     }
 
@@ -137,8 +151,13 @@ impl Model {
     /// What is to be told below.
     pub fn said(&self) -> Option<&str> {
         let of_vm = self.chosen().and_then(|seen| seen.told.as_ref().err());
-        let problem = self.problem.as_ref().or(of_vm).or(self.ended.as_ref());
-        problem.map(String::as_str)
+        let all = [
+            self.problem.as_ref(),
+            of_vm,
+            self.ended.as_ref(),
+            self.off.as_ref(),
+        ];
+        all.into_iter().flatten().next().map(String::as_str)
     }
 
     /// The VMs, each with its exits a second.
@@ -180,7 +199,7 @@ impl Model {
         let Some(told) = self.told() else {
             return Some(0);
         };
-        let place = told.vcpus.iter().position(|vcpu| vcpu.number == number);
+        let place = told.vcpus.iter().position(|vcpu| vcpu.vcpu == number);
         place.map(|place| place + 1)
     }
 
@@ -199,17 +218,16 @@ impl Model {
     fn exits<'a>(&self, told: &'a Told) -> Option<&'a Exits> {
         match self.vcpu {
             None => Some(&told.exits),
-            Some(number) => {
-                let one = told.one.as_ref();
-                one.filter(|(of, _)| *of == number).map(|(_, exits)| exits)
+            vcpu => {
+                let more = told.chosen.as_ref().filter(|more| more.vcpu == vcpu);
+                more.and_then(|more| more.exits.as_ref())
             }
         }
     }
 
     /// How long exits for that reason took. None: it was not read, or they have no time.
     pub fn histogram(&self, reason: &str) -> Option<&Histogram> {
-        let (of, all) = self.told()?.histograms.as_ref()?;
-        let mut all = all.iter().filter(|_| *of == self.vcpu);
+        let mut all = self.more()?.histograms.iter();
         all.find(|histogram| histogram.reason == reason)
     }
 
@@ -229,7 +247,8 @@ impl Model {
             return Then::GoOn;
         }
         match key {
-            Key::Quit => return Then::Quit,
+            Key::Leave | Key::Quit => return Then::Quit,
+            Key::Other => {}
             Key::Help => self.help = true,
             Key::Pause => self.paused = !self.paused,
             Key::Sort => self.order = self.order.next(),
@@ -247,17 +266,21 @@ impl Model {
                     Panel::Reasons => Panel::Vcpus,
                 }
             }
-            Key::Up => self.choose(|place| place.saturating_sub(1)),
-            Key::Down => self.choose(|place| place + 1),
+            Key::Line(by) => self.choose(by),
         }
         Then::GoOn
     }
 
     /// Choose another line of the panel.
-    fn choose(&mut self, other: impl Fn(usize) -> usize) {
+    fn choose(&mut self, by: isize) {
+        let other = |place: usize, count: usize| {
+            let last = count.saturating_sub(1) as isize;
+            (place as isize).saturating_add(by).clamp(0, last) as usize
+        };
         match self.panel {
             Panel::Vms => {
-                let place = self.vm_place().map_or(0, other);
+                let count = self.vms.len();
+                let place = self.vm_place().map_or(0, |place| other(place, count));
                 if let Some(seen) = self.vms.get(place) {
                     if self.vm.as_ref() != Some(&seen.name) {
                         self.vm = Some(seen.name.clone());
@@ -266,18 +289,14 @@ impl Model {
                 }
             }
             Panel::Vcpus => {
-                let place = self.vcpu_place().map_or(0, other);
-                self.vcpu = match (place, self.told()) {
-                    (0, _) | (_, None) => None,
-                    (_, Some(told)) => match told.vcpus.get(place - 1) {
-                        Some(vcpu) => Some(vcpu.number),
-                        None => return,
-                    },
-                };
+                let vcpus = self.told().map_or(&[][..], |told| &told.vcpus);
+                let place = other(self.vcpu_place().unwrap_or(0), vcpus.len() + 1);
+                let chosen = place.checked_sub(1).and_then(|at| vcpus.get(at));
+                self.vcpu = chosen.map(|vcpu| vcpu.vcpu);
             }
             Panel::Reasons => {
                 let Some(rows) = self.rows() else { return };
-                let chosen = rows.get(other(self.reason_place(&rows)));
+                let chosen = rows.get(other(self.reason_place(&rows), rows.len()));
                 if let Some(reason) = chosen.map(|row| row.exit.reason.clone()) {
                     self.reason = Some(reason);
                 }
@@ -294,6 +313,9 @@ fn told<'a>(vms: &'a [Seen], name: &str) -> Option<&'a Told> {
 #[cfg(test)]
 mod tests {
     use super::{super::fixture, *};
+
+    const UP: Key = Key::Line(-1);
+    const DOWN: Key = Key::Line(1);
 
     fn chosen(model: &Model) -> &str {
         model.chosen().map_or("-", |seen| &seen.name)
@@ -313,16 +335,16 @@ mod tests {
         model.take(vms(&["1-1", "2-2", "3-3"]));
         assert_eq!(chosen(&model), "1-1", "the first by itself");
         model.panel = Panel::Vms;
-        model.press(Key::Down);
+        model.press(DOWN);
         assert_eq!(chosen(&model), "2-2");
         model.take(vms(&["2-2", "3-3", "4-4"]));
         assert_eq!((chosen(&model), model.said()), ("2-2", None));
         model.take(vms(&["3-3", "4-4"]));
         assert_eq!(chosen(&model), "3-3", "what stands in its place");
         assert_eq!(model.said(), Some("VM 2-2 has ended"));
-        model.press(Key::Down);
+        model.press(DOWN);
         assert_eq!((chosen(&model), model.said()), ("4-4", None));
-        model.press(Key::Down);
+        model.press(DOWN);
         assert_eq!(chosen(&model), "4-4", "the last");
         model.take(vms(&["3-3"]));
         assert_eq!(chosen(&model), "3-3");
@@ -331,14 +353,7 @@ mod tests {
             (chosen(&model), model.said()),
             ("-", Some("VM 3-3 has ended"))
         );
-        for key in [
-            Key::Up,
-            Key::Down,
-            Key::NextPanel,
-            Key::Down,
-            Key::NextPanel,
-            Key::Up,
-        ] {
+        for key in [UP, DOWN, Key::NextPanel, DOWN, Key::NextPanel, UP] {
             model.press(key);
         }
         model.take(vms(&["5-5"]));
@@ -357,7 +372,7 @@ mod tests {
             ("-", Some("the module is gone"))
         );
         assert!(model.rows().is_none());
-        model.press(Key::Down);
+        model.press(DOWN);
         assert!(model.said().is_some(), "it is gone still");
         model.take(vms());
         assert_eq!((chosen(&model), model.said()), ("2-2", None));
@@ -368,6 +383,14 @@ mod tests {
         broken.told = Err("stopped".into());
         model.take(Ok(vec![broken]));
         assert_eq!((chosen(&model), model.said()), ("2-2", Some("stopped")));
+        model.is_off(Some("off".into()));
+        assert_eq!(model.said(), Some("stopped"));
+        model.take(vms());
+        assert_eq!(model.said(), Some("off"));
+        let mut broken = fixture::vm("2-2", 1, 2);
+        broken.told = Err("stopped".into());
+        model.is_off(None);
+        model.take(Ok(vec![broken]));
         assert!(model.rows().is_none());
     }
 
@@ -375,31 +398,64 @@ mod tests {
     fn vcpus() {
         let mut model = Model::new(None);
         model.panel = Panel::Vcpus;
-        model.take(Ok(vec![fixture::vm("1-1", 1, 2)]));
+        model.take(Ok(vec![fixture::vm_chosen("1-1", 1, 2, None)]));
         assert_eq!((model.vcpu(), model.vcpu_place()), (None, Some(0)));
-        model.press(Key::Up);
+        model.press(UP);
         assert!(!model.unread() && model.histogram("io").is_some());
-        model.press(Key::Down);
+        model.press(DOWN);
         assert!(model.unread());
         assert_eq!(model.wanted(), Some(("1-1", Some(0))));
         assert!(model.rows().is_none() && model.histogram("io").is_none());
-        model.take_chosen(Ok(vec![fixture::vm_with("1-1", 1, 2, 0)]));
+        let more = fixture::chosen(&fixture::vm("1-1", 1, 2), Some(0));
+        model.take_chosen(Ok(more));
         assert_eq!(model.rows().unwrap().len(), 2);
         assert!(!model.unread() && model.histogram("io").is_some());
         assert_eq!(model.rows().unwrap()[0].rate, None);
-        model.take(Ok(vec![fixture::vm_with("1-1", 2, 2, 0)]));
+        model.take(Ok(vec![fixture::vm_chosen("1-1", 2, 2, Some(0))]));
         assert!(model.rows().unwrap()[0].rate.is_some());
-        model.press(Key::Down);
+        model.press(DOWN);
         assert!(model.rows().is_none() && model.unread(), "of another vCPU");
-        model.press(Key::Down);
+        model.press(DOWN);
         assert_eq!(model.vcpu(), Some(1), "the last");
+        for (by, vcpu) in [
+            (isize::MIN, None),
+            (isize::MAX, Some(1)),
+            (-1, Some(0)),
+            (10, Some(1)),
+        ] {
+            model.press(Key::Line(by));
+            assert_eq!(model.vcpu(), vcpu, "{by}");
+        }
         model.take(Ok(vec![fixture::vm("1-1", 1, 1)]));
         assert_eq!(model.vcpu(), None, "it is not there any more");
         model.press(Key::Pause);
-        model.press(Key::Down);
+        model.press(DOWN);
         assert!(model.paused && model.rows().is_none());
+        assert!(model.unread());
         model.take_chosen(Err("gone".into()));
-        assert!(model.rows().is_none());
+        assert!(
+            model.rows().is_none() && !model.unread(),
+            "not again and again"
+        );
+        assert_eq!(model.said(), Some("gone"));
+    }
+
+    #[test]
+    fn another_vm_is_read_at_once() {
+        let mut model = Model::new(None);
+        assert!(!model.unread(), "none is there");
+        let other = || fixture::vm("2-2", 1, 1);
+        model.take(Ok(vec![fixture::vm("1-1", 1, 1), other()]));
+        assert!(model.unread(), "it was chosen by itself");
+        model.take_chosen(Ok(fixture::chosen(&other(), None)));
+        assert!(!model.unread());
+        model.panel = Panel::Vms;
+        model.press(DOWN);
+        assert!(model.unread() && model.histogram("io").is_none());
+        assert_eq!(model.wanted(), Some(("2-2", None)));
+        model.take_chosen(Ok(fixture::chosen(&other(), None)));
+        assert_eq!(model.histogram("io").map(|io| io.timed), Some(999));
+        assert!(model.histogram("unrecorded").is_none() && !model.unread());
     }
 
     #[test]
@@ -408,16 +464,20 @@ mod tests {
         model.take(Ok(vec![fixture::vm("1-1", 1, 1)]));
         model.order = Order::Name;
         assert_eq!(reason(&model), "hlt", "the first by itself");
-        model.press(Key::Down);
+        model.press(DOWN);
         assert_eq!(reason(&model), "io");
         model.order = Order::P99;
         assert_eq!(
             (reason(&model), model.reason_place(&model.rows().unwrap())),
             ("io".into(), 0)
         );
-        model.press(Key::Down);
-        model.press(Key::Down);
+        model.press(DOWN);
+        model.press(DOWN);
         assert_eq!(reason(&model), "hlt", "the last");
+        model.press(Key::Line(isize::MIN));
+        assert_eq!(reason(&model), "io");
+        model.press(Key::Line(10));
+        assert_eq!(reason(&model), "hlt");
     }
 
     #[test]
@@ -425,8 +485,13 @@ mod tests {
         let mut model = Model::new(None);
         assert_eq!(model.press(Key::Help), Then::GoOn);
         assert!(model.help);
-        model.press(Key::Pause);
-        assert!(!model.help && !model.paused, "any key ends the help");
+        for key in [Key::Pause, Key::Leave, Key::Help, Key::Other] {
+            model.help = true;
+            assert_eq!(model.press(key), Then::GoOn);
+            assert!(!model.help && !model.paused, "any key ends the help");
+        }
+        assert_eq!(model.press(Key::Other), Then::GoOn);
+        assert_eq!(model.press(Key::Leave), Then::Quit);
         model.press(Key::Pause);
         assert!(model.paused);
         model.press(Key::Sort);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What happened between two readings of a table `exits`, and in which order it is shown.
 
-use super::read::{Exit, Exits};
+use super::read::Exits;
+use crate::records::Exit;
 use std::cmp::Ordering;
 
 /// A reason's line, and what happened since the reading before.
@@ -109,18 +110,12 @@ fn row<'a>(now: &Exits, before: Option<&Exits>, exit: &'a Exit) -> Row<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::fixture::exit, *};
     use std::time::Duration;
 
     fn exits(at: u64, lines: &[(&str, u64, u64, u64)]) -> Exits {
-        let line = |&(reason, count, total_ns, p99_ns): &(&str, u64, u64, u64)| Exit {
-            reason: reason.into(),
-            count,
-            total_ns,
-            p50_ns: 0,
-            p99_ns,
-            p999_ns: 0,
-            max_ns: 0,
+        let line = |&(reason, count, total_ns, p99_ns): &(&str, u64, u64, u64)| {
+            exit(reason, count, total_ns, [0, p99_ns, 0, 0])
         };
         Exits {
             at: Duration::from_secs(at),

@@ -100,10 +100,12 @@ fn give_back() {
     );
 }
 
-/// Whether it gives each key at once: what crossterm says of it is what was set last.
+/// Whether it gives each key at once, and nothing else does anything with it. What crossterm says of that is
+/// what was set last.
 fn is_raw() -> bool {
     let modes = tcgetattr(io::stdin());
-    modes.is_ok_and(|modes| !modes.local_modes.contains(LocalModes::ICANON))
+    let line_by_line = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+    modes.is_ok_and(|modes| !modes.local_modes.intersects(line_by_line))
 }
 
 /// Answer signals until the screen is given back.

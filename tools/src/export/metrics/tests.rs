@@ -5,20 +5,23 @@ use super::*;
 use crate::{
     export::{
         format::Format,
-        model::{Line, MemoryFile, Vm},
+        model::{MemoryFile, Vm},
     },
-    records::{Bucket, Histogram},
+    records::{Bucket, Exit, Histogram},
     tree::Process,
 };
 use std::collections::BTreeSet;
 
-fn line(reason: &str, count: u64, total: u64) -> Line {
-    Line {
+fn line(reason: &str, count: u64, total_ns: u64) -> Exit {
+    Exit {
         reason: reason.into(),
         count,
-        total,
-        percentiles: [1_000, 2_000_000, 3_000_000_000],
-        max: 4_000_000_001,
+        total_ns,
+        avg_ns: None,
+        p50_ns: Some(1_000),
+        p99_ns: Some(2_000_000),
+        p999_ns: Some(3_000_000_000),
+        max_ns: Some(4_000_000_001),
     }
 }
 

@@ -2,9 +2,10 @@
 //! The families of VMs and their vCPUs.
 
 use super::{
-    super::model::{buckets, Line, Vm},
+    super::model::{buckets, Vm},
     family, in_seconds, label, owned, seconds, NoLabels, Value,
 };
+use crate::records::Exit;
 use prometheus_client::{
     encoding::DescriptorEncoder,
     metrics::MetricType::{self, Counter, Gauge},
@@ -54,13 +55,14 @@ fn reasons(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
             .flat_map(|vm| vm.reasons.iter().map(move |line| (vm, line)))
     };
     let labels =
-        |vm: &'_ Vm, line: &'_ Line| vec![owned("vm", &vm.name), owned("reason", &line.reason)];
+        |vm: &'_ Vm, line: &'_ Exit| vec![owned("vm", &vm.name), owned("reason", &line.reason)];
     let samples = reasons().flat_map(|(vm, line)| {
-        let named = ["50", "99", "99.9"].into_iter().zip(line.percentiles);
-        named.map(move |(percentile, time)| {
+        let times = [line.p50_ns, line.p99_ns, line.p999_ns];
+        let named = ["50", "99", "99.9"].into_iter().zip(times);
+        named.filter_map(move |(percentile, time)| {
             let mut labels = labels(vm, line);
             labels.push(label("percentile", percentile));
-            (labels, seconds(time))
+            Some((labels, seconds(time?)))
         })
     });
     let help = "From exit to entry, since the VM's tables began: so many of 100 took no longer, within a sixteenth";
@@ -72,7 +74,8 @@ fn reasons(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
         Gauge,
         samples,
     )?;
-    let samples = reasons().map(|(vm, line)| (labels(vm, line), seconds(line.max)));
+    let samples =
+        reasons().filter_map(|(vm, line)| Some((labels(vm, line), seconds(line.max_ns?))));
     let help = "The longest time from exit to entry since the VM's tables began";
     family(
         to,
@@ -91,7 +94,7 @@ fn vcpus(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
             vcpus.flat_map(move |(id, lines)| lines.iter().map(move |line| (vm, *id, line)))
         })
     };
-    let labels = |vm: &'_ Vm, id: u32, line: &'_ Line| {
+    let labels = |vm: &'_ Vm, id: u32, line: &'_ Exit| {
         vec![
             owned("vm", &vm.name),
             owned("vcpu", id),
@@ -101,7 +104,7 @@ fn vcpus(to: &mut DescriptorEncoder, vms: &[Vm]) -> fmt::Result {
     let samples = lines().map(|(vm, id, line)| (labels(vm, id, line), line.count.into()));
     let help = "A vCPU's exits by reason";
     family(to, "vcpu_exits", help, None, Counter, samples)?;
-    let samples = lines().map(|(vm, id, line)| (labels(vm, id, line), seconds(line.total)));
+    let samples = lines().map(|(vm, id, line)| (labels(vm, id, line), seconds(line.total_ns)));
     let help = "From a vCPU's exits to its entries, user space and waiting included, by reason";
     family(to, "vcpu_exit", help, Some(Unit::Seconds), Counter, samples)
 }
