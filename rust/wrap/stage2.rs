@@ -80,7 +80,7 @@ impl LiveVcpu<'_> {
 }
 
 /// KVM's MMU lock, held for reading, inside RCU's read side: what a vCPU's root leads to stays. Kept
-/// for microseconds only; nothing in it may sleep.
+/// for microseconds only; nothing in it may sleep. To take it, it is taken for writing for a moment.
 ///
 /// # Invariants
 ///

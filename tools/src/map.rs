@@ -9,13 +9,13 @@ mod why;
 
 use crate::{
     json::{self, OfVm},
-    tree, units,
+    say, tree, units,
 };
 use anyhow::Result;
 use clap::Args;
 pub use model::Map;
 pub use page::Page;
-use std::io::Write;
+use std::{io::Write, time::Duration};
 
 /// What it takes.
 #[derive(Debug, Args)]
@@ -41,13 +41,21 @@ pub struct Arguments {
     pub json: bool,
 }
 
+/// A map of a large guest is read in less.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LONG: &str =
+    "note: it takes long. A VMM that hangs with its memory locked is waited for: kvmate snapshot \
+                    answers then, and Ctrl-C ends this";
+
 /// Do it.
 pub fn run(asked: &Arguments) -> Result<()> {
     let vm = tree::find(&asked.vm)?;
+    let reading = say::if_longer(PATIENCE, || say::say(LONG))?;
     let mut out = anstream::stdout().lock();
     match asked.page {
         Some(gpa) => {
             let text = vm.look_up(gpa)?;
+            drop(reading);
             let page = Page::new(&text)?;
             if asked.json {
                 json::pretty(&mut out, &OfVm::new(&vm, &page))?;
@@ -57,6 +65,7 @@ pub fn run(asked: &Arguments) -> Result<()> {
         }
         None => {
             let map = Map::read(&vm)?;
+            drop(reading);
             if asked.json {
                 json::pretty(&mut out, &OfVm::new(&vm, &map))?;
             } else {

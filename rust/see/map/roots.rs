@@ -18,7 +18,8 @@ use core::ops::ControlFlow;
 use kernel::prelude::*;
 
 /// How many entries a step looks at. KVM's MMU lock is held meanwhile: 130,000 instructions at most, and 8 KiB
-/// of tables that may all have to come from memory, are tens of microseconds.
+/// of tables that may all have to come from memory, are tens of microseconds. That it is taken for writing
+/// before, and waited for, is not counted.
 const STEP: usize = 2 * ENTRIES;
 /// How many runs a step can give.
 pub(super) const RUNS: usize = ENTRIES;

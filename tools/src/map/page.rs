@@ -25,9 +25,13 @@ impl Page {
         Ok(Self(facts.collect::<Result<_>>()?))
     }
 
-    fn number(&self, name: &str) -> Option<u64> {
+    fn text(&self, name: &str) -> Option<&str> {
         let fact = self.0.iter().find(|(fact, _)| fact == name);
-        fact.and_then(|(_, fact)| number(fact))
+        fact.map(|(_, fact)| fact.as_str())
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.text(name).and_then(number)
     }
 
     /// Tell it.
@@ -39,10 +43,16 @@ impl Page {
         if !there("slot") {
             writeln!(out, "no slot is there: the guest's accesses are MMIO")?;
         } else if !there("pfn") {
-            writeln!(
-                out,
-                "the host has no page there now: it comes when somebody touches it"
-            )?;
+            let why = match (self.text("backing"), self.text("stage2_kind")) {
+                (Some(backing), _) if backing.starts_with("none") => {
+                    "nothing is mapped in the VMM's memory there: an access ends KVM_RUN with an error"
+                }
+                (_, Some("leaf")) => {
+                    "the VMM's memory has no page there, the guest has: of guest_memfd, or of a VMM that is gone"
+                }
+                _ => "the host has no page there now: it comes when somebody touches it",
+            };
+            writeln!(out, "{why}")?;
         }
         match (self.number("refcount"), self.number("expected")) {
             (Some(found), Some(expected)) if found > expected => {
@@ -126,8 +136,25 @@ mod tests {
         ));
         let text = told("gpa 0x0\n");
         assert!(text.ends_with("no slot is there: the guest's accesses are MMIO\n"));
-        let text = told("gpa 0x0\nslot 0\n");
-        assert!(text.ends_with("comes when somebody touches it\n"));
+        for (facts, end) in [
+            ("", "comes when somebody touches it\n"),
+            (
+                "backing anon private 1\nstage2_kind mmio\n",
+                "comes when somebody touches it\n",
+            ),
+            ("backing none\n", "an access ends KVM_RUN with an error\n"),
+            (
+                "backing none\nstage2_kind leaf\n",
+                "an access ends KVM_RUN with an error\n",
+            ),
+            (
+                "stage2_kind leaf\n",
+                "of guest_memfd, or of a VMM that is gone\n",
+            ),
+        ] {
+            let text = told(&format!("gpa 0x0\nslot 0\n{facts}"));
+            assert!(text.ends_with(end), "{text}");
+        }
         assert!(Page::new("gpa\n").is_err());
     }
 

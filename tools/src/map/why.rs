@@ -52,7 +52,20 @@ fn joined(map: &Map) -> Vec<(&str, Range)> {
 pub fn tell(out: &mut impl Write, map: &Map) -> io::Result<()> {
     let ranges = joined(map);
     if ranges.is_empty() {
-        return writeln!(out, "nothing is mapped by 4 KiB");
+        let walked = map.roots.iter().filter(|root| !root.levels.is_empty());
+        return match (walked.count(), map.roots.len()) {
+            (0, _) => writeln!(
+                out,
+                "no tables were walked: of small pages nothing is known"
+            ),
+            (walked, all) if walked < all => {
+                writeln!(
+                    out,
+                    "nothing is mapped by 4 KiB in the tables that were walked"
+                )
+            }
+            _ => writeln!(out, "nothing is mapped by 4 KiB"),
+        };
     }
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
     for (reason, range) in &ranges {
@@ -62,8 +75,17 @@ pub fn tell(out: &mut impl Write, map: &Map) -> io::Result<()> {
         let (pages, bytes) = (bytes / 4096, size(bytes));
         writeln!(out, "{reason}: {pages} pages, {bytes}: {}", meaning(reason))?;
     }
-    writeln!(out, "{:>18} {:>8} slot why", "gpa", "size")?;
+    // Of several roots the same address may have several lines.
+    let mut roots: Vec<_> = ranges.iter().map(|(_, range)| range.root).collect();
+    roots.dedup();
+    let mut before = None;
     for (reason, range) in &ranges {
+        if before.replace(range.root) != Some(range.root) {
+            if roots.len() > 1 {
+                writeln!(out, "root {}:", range.root)?;
+            }
+            writeln!(out, "{:>18} {:>8} slot why", "gpa", "size")?;
+        }
         let root = map.roots.iter().find(|root| root.root == range.root);
         let slot = root.and_then(|root| map.slot_at(root.address_space, range.gpa));
         let slot = slot.map_or("-".to_owned(), |slot| slot.slot.to_string());
@@ -94,7 +116,34 @@ mod tests {
         // Two ranges with different bits are one.
         assert_eq!(lines[4], "        0x40600000      20K    1 host-4k");
         assert_eq!(lines.len(), 5);
-        assert_eq!(told(&Map::default()), "nothing is mapped by 4 KiB\n");
+    }
+
+    #[test]
+    fn nothing_small() {
+        let mut map = map();
+        map.ranges.clear();
+        assert_eq!(
+            told(&map),
+            "nothing is mapped by 4 KiB in the tables that were walked\n"
+        );
+        let nested = map.roots.pop();
+        assert_eq!(told(&map), "nothing is mapped by 4 KiB\n");
+        map.roots = nested.into_iter().collect();
+        let none = "no tables were walked: of small pages nothing is known\n";
+        assert_eq!(told(&map), none);
+        assert_eq!(told(&Map::default()), none);
+    }
+
+    #[test]
+    fn roots_apart() {
+        let mut map = map();
+        let mut other = map.ranges[0].clone();
+        other.root = 1;
+        map.ranges.push(other);
+        let text = told(&map);
+        let lines: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!((lines[0], lines[4]), ("root 0:", "root 1:"), "{text}");
+        assert!(lines[6].ends_with("0x1000       8K    0 edge"), "{text}");
     }
 
     #[test]
