@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2},
     flag,
 };
 use std::{
@@ -14,7 +14,16 @@ use std::{
     },
 };
 
-const ALL: [(i32, &str); 3] = [(SIGINT, "SIGINT"), (SIGTERM, "SIGTERM"), (SIGHUP, "SIGHUP")];
+/// Those that are sent by people, terminals and timers, and would end a process.
+const ALL: [(i32, &str); 7] = [
+    (SIGINT, "SIGINT"),
+    (SIGTERM, "SIGTERM"),
+    (SIGHUP, "SIGHUP"),
+    (SIGQUIT, "SIGQUIT"),
+    (SIGALRM, "SIGALRM"),
+    (SIGUSR1, "SIGUSR1"),
+    (SIGUSR2, "SIGUSR2"),
+];
 
 /// The last of them that came.
 pub struct Signals(Arc<AtomicUsize>);

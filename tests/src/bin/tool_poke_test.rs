@@ -275,6 +275,7 @@ fn storm_interrupted() -> Result<()> {
             (Signal::SIGINT, "SIGINT"),
             (Signal::SIGTERM, "SIGTERM"),
             (Signal::SIGHUP, "SIGHUP"),
+            (Signal::SIGQUIT, "SIGQUIT"),
         ] {
             let before = guest.seen(MSI_VECTOR);
             let tool = begun(guest)?;

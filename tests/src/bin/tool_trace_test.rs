@@ -284,7 +284,15 @@ fn nothing_is_stolen() -> Result<()> {
 
 fn signals() -> Result<()> {
     let kvmate = load()?;
-    for name in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for name in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGALRM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
         let tool = start(&kvmate, &[], "31")?;
         signal(&tool, name)?;
         Done::awaited(tool)?.well()?;
