@@ -34,6 +34,8 @@ pub struct Arguments {
 pub enum Command {
     /// List VMs: whose they are, vCPUs, memory, exits per second
     List(list::Arguments),
+    /// Watch VMs, vCPUs and exit reasons on the full screen
+    Top(top::Arguments),
     /// Why guests exited, how often, and how long until they went on
     #[command(after_help = tables::EXITS)]
     Exits(tables::Arguments),
@@ -54,6 +56,8 @@ pub enum Command {
     Vcpus(tables::Vcpus),
     /// All that is known of a VM at one moment, for one that hangs
     Snapshot(snapshot::Arguments),
+    /// Draw a VM's guest-physical memory: what is mapped by which size, slots, and why a page is small
+    Map(map::Arguments),
     /// Inject an interrupt into a VM, or a storm of them
     Inject(inject::Arguments),
     /// Bind an eventfd to an interrupt of a VM, and run a command with it
@@ -62,20 +66,16 @@ pub enum Command {
     Gmem(gmem::Arguments),
     /// Print what happens to VMs, a line an event, as it happens
     Trace(trace::Arguments),
+    /// Export what the module tells, for Prometheus: OpenMetrics over HTTP
+    Export(export::Arguments),
+    /// Tell what is missing and what mends it, and who keeps KVM's modules in use
+    Doctor(doctor::Arguments),
+    /// Print the JSON schema of what a subcommand's --json gives
+    Schema(schema::Arguments),
     /// Print completions for a shell
     Completions(pages::Completions),
     /// Print the manual page of this tool, or of a subcommand
     Man(pages::Man),
-    /// Draw a VM's guest-physical memory: what is mapped by which size, slots, and why a page is small
-    Map(map::Arguments),
-    /// Export what the module tells, for Prometheus: OpenMetrics over HTTP
-    Export(export::Arguments),
-    /// Print the JSON schema of what a subcommand's --json gives
-    Schema(schema::Arguments),
-    /// Tell what is missing and what mends it, and who keeps KVM's modules in use
-    Doctor(doctor::Arguments),
-    /// Watch VMs, vCPUs and exit reasons on the full screen
-    Top(top::Arguments),
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::{
     columns::Rows,
     json,
     records::{self, Exit},
+    say::say,
     table::Table,
     tree::{self, Vm},
     units,
@@ -235,6 +236,9 @@ pub fn run(asked: &Arguments) -> Result<()> {
         When::Now if asked.interval > Duration::ZERO => When::After(asked.interval),
         when => when,
     };
+    if let Ok(Some(why)) = tree::is_off("observe") {
+        say(format_args!("note: {why}"));
+    }
     let sizes = Rc::default();
     watch::run(&asked.output, when, || Vms::read(&sizes))
 }

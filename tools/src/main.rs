@@ -42,6 +42,7 @@ use std::{io, process::ExitCode};
 fn main() -> ExitCode {
     let done = match cli::Arguments::parse().command {
         cli::Command::List(asked) => list::run(&asked),
+        cli::Command::Top(asked) => top::run(&asked),
         cli::Command::Exits(asked) => tables::run::<records::Exit>(&asked),
         cli::Command::Times(asked) => tables::run::<records::Time>(&asked),
         cli::Command::Msr(asked) => tables::run::<records::Msr>(&asked),
@@ -49,17 +50,16 @@ fn main() -> ExitCode {
         cli::Command::Irq(asked) => tables::run::<records::Irq>(&asked),
         cli::Command::Vcpus(asked) => tables::run_vcpus(&asked),
         cli::Command::Snapshot(asked) => snapshot::run(&asked),
+        cli::Command::Map(asked) => map::run(&asked),
         cli::Command::Inject(asked) => inject::run(&asked),
         cli::Command::Irqfd(asked) => irqfd::run(&asked),
         cli::Command::Gmem(asked) => gmem::run(&asked),
         cli::Command::Trace(asked) => trace::run(&asked),
+        cli::Command::Export(asked) => export::run(&asked),
+        cli::Command::Doctor(asked) => doctor::run(&asked),
+        cli::Command::Schema(asked) => schema::run(&asked),
         cli::Command::Completions(asked) => pages::completions(&asked),
         cli::Command::Man(asked) => pages::man(&asked),
-        cli::Command::Map(asked) => map::run(&asked),
-        cli::Command::Export(asked) => export::run(&asked),
-        cli::Command::Schema(asked) => schema::run(&asked),
-        cli::Command::Doctor(asked) => doctor::run(&asked),
-        cli::Command::Top(asked) => top::run(&asked),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

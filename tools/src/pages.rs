@@ -3,7 +3,7 @@
 
 use crate::cli;
 use anyhow::{Context, Result};
-use clap::{Args, Command, CommandFactory, ValueEnum};
+use clap::{error::ErrorKind, Args, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use std::io::{self, Write};
 
@@ -60,7 +60,13 @@ fn completions_for(shell: For) -> Vec<u8> {
 
 /// Print a manual page.
 pub fn man(asked: &Man) -> Result<()> {
-    print(&page(&asked.subcommand)?)
+    match page(&asked.subcommand) {
+        Ok(text) => print(&text),
+        // As clap has it told, with status 2.
+        Err(wrong) => cli::Arguments::command()
+            .error(ErrorKind::InvalidSubcommand, wrong)
+            .exit(),
+    }
 }
 
 fn page(path: &[String]) -> Result<Vec<u8>> {

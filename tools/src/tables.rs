@@ -82,7 +82,8 @@ pub struct Arguments {
 /// What `vcpus` takes.
 #[derive(Debug, Args)]
 pub struct Vcpus {
-    /// The VM, as of the other tables. Without one: all VMs
+    /// The VM: its name in /sys/kernel/debug/kvmate/vms (101-4), a process's number, or a part of
+    /// a process's name that only one VM has. Without one: all VMs
     pub vm: Option<String>,
     #[command(flatten)]
     output: Output,

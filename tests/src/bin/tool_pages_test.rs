@@ -26,8 +26,8 @@ fn bad_input() -> Result<()> {
         done.says(2, "Usage: ")
             .or_else(|_| done.says(2, "--help"))?;
     }
-    tool::run("man", &["nonsense"])?.says(1, "there is no subcommand \"nonsense\"")?;
-    tool::run("man", &["gmem", "nonsense"])?.says(1, "there is no subcommand \"nonsense\"")
+    tool::run("man", &["nonsense"])?.says(2, "there is no subcommand \"nonsense\"")?;
+    tool::run("man", &["gmem", "nonsense"])?.says(2, "there is no subcommand \"nonsense\"")
 }
 
 /// The subcommands, as the help has them.

@@ -381,6 +381,17 @@ fn nothing_recorded() -> Result<()> {
         }
         kvmate.write("knobs/observe", "0")?;
     }
+    // A list has VMs all the same, and says it too.
+    for (observe, lines) in [("0", 1), ("1", 0)] {
+        kvmate.write("knobs/observe", observe)?;
+        let done = run("list", &["--interval", "0"])?;
+        ensure!(done.out.contains(&name), "{name} is not in {}", done.out);
+        ensure_eq!(done.err.lines().count(), lines, "lines of {}", done.err);
+        let next = done
+            .err
+            .contains("echo 1 > /sys/kernel/debug/kvmate/knobs/observe");
+        ensure_eq!(next, lines == 1, "what to do, in {}", done.err);
+    }
     drop((vcpus, vm));
     kvmate.unload()
 }

@@ -201,6 +201,7 @@ fn kvm(root: &Root) -> Check {
             let flags = root.read("/proc/cpuinfo").unwrap_or_default();
             let can = |flag| flags.split_whitespace().any(|word| word == flag);
             let fix = match () {
+                () if vendor.is_some() => "dmesg | grep -i kvm tells why; a container needs the device passed to it",
                 () if can("svm") => "modprobe kvm_amd",
                 () if can("vmx") => "modprobe kvm_intel",
                 () => "the CPU offers neither SVM nor VMX: switch it on in the firmware, or nesting in the host",
@@ -244,7 +245,7 @@ fn lockdown(root: &Root) -> Check {
                 NAME,
                 mode,
                 "an unsigned module does not load, and no knob can be opened; tables can be read",
-                "sign kvmate.ko (README.md), and set knobs as its parameters; or boot without lockdown",
+                "sign kvmate.ko by a key that the kernel trusts (scripts/sign-file of its tree), and set knobs as its parameters; or boot without lockdown",
             )
         }
         Err(error) => without_file(root, NAME, &error),
@@ -400,7 +401,7 @@ mod tests {
         tree.gone("dev/kvm");
         assert!(state(&tree, "kvm")
             .1
-            .contains("kvm_amd is there, and no /dev/kvm modprobe kvm_amd"));
+            .contains("kvm_amd is there, and no /dev/kvm dmesg"));
         tree.gone("sys/module/kvm_amd");
         assert!(state(&tree, "kvm").1.contains("no kvm modprobe kvm_amd"));
         tree.file("sys/module/kvm/initstate", "live");

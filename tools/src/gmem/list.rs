@@ -2,7 +2,7 @@
 //! Which memory files there are, what they have, and who has them.
 
 use crate::{columns::printable, json, process, tree, units::size};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::MetadataExt, path::Path};
@@ -38,21 +38,23 @@ struct User {
 }
 
 impl File {
-    fn new(inode: u64, info: &str, found: Option<(String, Vec<User>)>) -> Self {
-        let number = |name: &str| {
+    fn new(inode: u64, info: &str, found: Option<(String, Vec<User>)>) -> Result<Self> {
+        let told = |name: &str| -> Result<u64> {
             let line = info.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|text| text.trim().parse().ok())
-                .unwrap_or(0u64)
+            let number = line.and_then(|text| text.strip_prefix(' ')?.parse().ok());
+            number.with_context(|| {
+                format!("gmem/{inode}/info has no {name}: the loaded module is of another version; install the one that came with this tool")
+            })
         };
         let (name, users) = found.unzip();
-        Self {
+        Ok(Self {
             inode,
             name,
-            size: number("size "),
-            allocated: number("allocated "),
-            huge: number("folios_order9 ") << 21,
+            size: told("size")?,
+            allocated: told("allocated")?,
+            huge: told("folios_order9")? << 21,
             users: users.unwrap_or_default(),
-        }
+        })
     }
 }
 
@@ -88,18 +90,15 @@ fn users() -> BTreeMap<u64, (String, Vec<User>)> {
 
 /// Do it.
 pub fn run(out: &mut impl Write, as_json: bool) -> Result<()> {
-    let folders = tree::folders("gmem")?;
+    let inodes = tree::memory_files()?;
     let mut users = users();
-    let mut files: Vec<File> = folders
-        .iter()
-        .filter_map(|folder| {
-            let inode = folder.file_name()?.to_str()?.parse().ok()?;
-            // One that has gone is none any more.
-            let info = fs::read_to_string(folder.join("info")).ok()?;
-            Some(File::new(inode, &info, users.remove(&inode)))
-        })
-        .collect();
-    files.sort_by_key(|file| file.inode);
+    let mut files = Vec::new();
+    for inode in inodes {
+        // One that has gone is none any more.
+        if let Some(info) = tree::read_fleeting(&format!("gmem/{inode}/info"))? {
+            files.push(File::new(inode, &info, users.remove(&inode))?);
+        }
+    }
     match as_json {
         true => json::plain(out, &Files { files }),
         false => table(out, &files),
@@ -154,8 +153,8 @@ mod tests {
             fd: 3,
         };
         vec![
-            File::new(2, INFO, Some(("ram".into(), vec![user]))),
-            File::new(3, "size 4096\nallocated 0\n", None),
+            File::new(2, INFO, Some(("ram".into(), vec![user]))).unwrap(),
+            File::new(3, "size 4096\nallocated 0\nfolios_order9 0\n", None).unwrap(),
         ]
     }
 
