@@ -98,7 +98,10 @@ pub(crate) struct Binding {
     pub(super) up: AtomicBool,
     /// It has gone down, and the second eventfd does not know yet.
     pub(super) owed: AtomicBool,
+    /// The eventfd's last descriptor is closed. In the kernel somebody may have it still.
     pub(super) hung_up: AtomicBool,
+    /// Something went to the worker: chips, which tell what coalesces.
+    pub(super) deferred: AtomicBool,
     pub(super) counts: Counts,
     pub(super) timed: Arc<Timed>,
 }
@@ -142,6 +145,7 @@ impl Binding {
 
     /// Let the worker deliver one more.
     fn defer(this: ArcBorrow<'_, Self>) {
+        this.deferred.store(true, Relaxed);
         let more = this.pending.fetch_update(Relaxed, Relaxed, |pending| {
             (pending < PENDING).then_some(pending + 1)
         });
@@ -187,6 +191,10 @@ impl Binding {
 
 impl Signalled for Binding {
     fn signalled(this: ArcBorrow<'_, Self>) {
+        // As KVM's own irqfds are then.
+        if this.hung_up.load(Relaxed) {
+            return;
+        }
         this.counts.signalled.fetch_add(1, Relaxed);
         let (latency, timed) = (&this.poke.latency, &this.timed);
         let signalled = latency.signalled();
@@ -276,6 +284,7 @@ impl Bound {
                 up: AtomicBool::new(false),
                 owed: AtomicBool::new(false),
                 hung_up: AtomicBool::new(false),
+                deferred: AtomicBool::new(false),
                 timed,
                 counts: Counts {
                     signalled: AtomicU64::new(0),

@@ -37,8 +37,9 @@ impl fmt::Display for Row<'_> {
             number(&counts.delivered)
         )?;
         match binding.what {
-            // An MSI that coalesces is answered as delivered.
+            // An MSI that coalesces is answered as delivered, also that of a GSI.
             What::Msi(_) => f.write_str(" -")?,
+            What::Gsi(_) if !binding.deferred.load(Relaxed) => f.write_str(" -")?,
             _ => write!(f, " {}", number(&counts.coalesced))?,
         }
         let failed = number(&counts.failed);

@@ -94,9 +94,10 @@ impl<V: PartialEq> Followed<V> {
         }
     }
 
-    /// A vCPU has ended its vector. Whether that was this one.
+    /// A vCPU has ended its vector. Whether that was this one: before its injection it was another, which was
+    /// in service when this one was accepted.
     pub fn end(&self, vcpu: V, now: u64, way: &mut Way) -> bool {
-        let ours = vcpu == self.vcpu;
+        let ours = vcpu == self.vcpu && self.injected;
         if ours {
             way.ended.add(now.saturating_sub(self.signalled));
         }
@@ -123,10 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_injection_is_no_injection() {
-        let (mut way, one) = (Way::EMPTY, Followed::new((), 0));
-        assert!(one.end((), 7, &mut way));
-        assert_eq!((way.injected.count(), way.ended.count()), (0, 1));
+    fn an_end_before_the_injection_is_of_another() {
+        let (mut way, mut one) = (Way::EMPTY, Followed::new((), 0));
+        assert!(!one.end((), 7, &mut way));
+        assert_eq!((way.injected.count(), way.ended.count()), (0, 0));
+        one.inject((), 9, &mut way);
+        assert!(one.end((), 12, &mut way));
+        assert_eq!((way.injected.sums()[0], way.ended.sums()[0]), (9, 12));
     }
 
     #[test]

@@ -95,7 +95,12 @@ fn msis() -> Result<()> {
             one.write(1)?;
             guest.until(MSI_VECTOR, count)?;
         }
-        guest.says(&[("target", "gsi:24"), ("delivered", "100"), ("failed", "0")])?;
+        guest.says(&[
+            ("target", "gsi:24"),
+            ("delivered", "100"),
+            ("coalesced", "-"),
+            ("failed", "0"),
+        ])?;
         drop(binding);
         let asked = poke::msi_at(vm, two.as_raw_fd(), (0xfee0_0000, 0x71));
         let binding = device.bind(asked)?;
@@ -144,6 +149,13 @@ fn signalled_by_the_kernel() -> Result<()> {
             ensure_eq!(run(&mut vcpu, None)?, 0, "writes that the VMM saw");
             guest.until(MSI_VECTOR, count)?;
         }
+        guest.says(&[("signalled", "20"), ("delivered", "20")])?;
+        // With its last descriptor the eventfd is closed, though KVM has it still.
+        drop(eventfd);
+        guest.says(&[("eventfd", "closed")])?;
+        real::start(&vcpu, 1)?;
+        ensure_eq!(run(&mut vcpu, None)?, 0, "writes that the VMM saw");
+        guest.running.settled()?;
         guest.says(&[("signalled", "20"), ("delivered", "20")])?;
         drop(binding);
         guest.took(&[(MSI_VECTOR, 20)])

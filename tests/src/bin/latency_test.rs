@@ -11,7 +11,14 @@ use kvmate_tests::{
     poke::{self, poked, Device, MSI_VECTOR, PIN, VECTOR},
     seen, storm,
 };
-use std::{fs, os::fd::AsRawFd, process::ExitCode, thread, time::Duration, time::Instant};
+use std::{
+    fs,
+    os::fd::AsRawFd,
+    process::ExitCode,
+    sync::atomic::Ordering::Release,
+    thread,
+    time::{Duration, Instant},
+};
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 fn main() -> ExitCode {
@@ -23,6 +30,7 @@ fn main() -> ExitCode {
         ("held_back", held_back),
         ("pic_is_not_told", pic_is_not_told),
         ("others_are_not_timed", others_are_not_timed),
+        ("one_in_service_is_another", one_in_service_is_another),
     ])
 }
 
@@ -231,6 +239,40 @@ fn others_are_not_timed() -> Result<()> {
             })?;
             all_timed(&guest.name, 20, took)
         })
+    })?;
+    kvmate.unload()
+}
+
+/// While one of the same vector, of somebody else, waits for its EOI: that EOI is not ours.
+fn one_in_service_is_another() -> Result<()> {
+    let kvmate = timed()?;
+    poked(Trigger::Edge, |guest| {
+        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
+        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
+        let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
+        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let lingers = &guest.running.machine().lingers;
+        lingers.store(MSI_VECTOR.into(), Release);
+        guest.running.signal(msi)?;
+        guest.until(MSI_VECTOR, 1)?;
+        eventfd.write(1)?;
+        thread::sleep(Duration::from_millis(80));
+        ensure_eq!(
+            latency(&guest.name)?,
+            (None, None),
+            "while it is in service"
+        );
+        lingers.store(0, Release);
+        guest.until(MSI_VECTOR, 2)?;
+        guest.running.settled()?;
+        let (injected, ended) = latency(&guest.name)?;
+        let (injected, ended) = (injected.context("no injection")?, ended.context("no EOI")?);
+        ensure_eq!((injected[0], ended[0]), (1, 1), "how many");
+        ensure!(
+            80_000_000 <= injected[1] && injected[1] < ended[1],
+            "{injected:?}, {ended:?}"
+        );
+        Ok(())
     })?;
     kvmate.unload()
 }

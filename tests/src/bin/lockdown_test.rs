@@ -79,7 +79,7 @@ fn tables_can_be_read() -> Result<()> {
 
 fn knobs_are_eperm() -> Result<()> {
     let kvmate = load()?;
-    for knob in ["knobs/observe", "knobs/verbose"] {
+    for knob in ["knobs/observe", "knobs/verbose", "knobs/inject"] {
         let path = Path::new(DEBUGFS).join(knob);
         for (how, result) in [
             ("reading", File::open(&path)),

@@ -368,8 +368,12 @@ fn everything() -> Result<()> {
         while !over() {
             for name in seen::names_of_vms()? {
                 let folder = seen::vms().join(name);
-                for file in ["bindings", "irqfds", "storm", "inject_status"] {
+                for file in ["bindings", "irqfds", "latency", "storm", "inject_status"] {
                     storm::read_fleeting(&folder.join(file))?;
+                }
+                if dice.below(16) == 0 {
+                    let value = ["0", "1"][dice.below(2) as usize];
+                    kvmate.write("knobs/latency", value)?;
                 }
                 let (file, text) = match dice.below(7) {
                     0 => ("inject", "gsi 10"),

@@ -149,6 +149,9 @@ extern "C" fn interrupt(vector: u8, cpu: &Cpu) {
         return;
     }
     count();
+    while machine.lingers.load(Acquire) == u64::from(vector) {
+        chips::outb(HELD, 0);
+    }
     // The device first, then the chip: a line that is up still at the end comes again.
     let device = &machine.devices[usize::from(vector)];
     if device.load(Relaxed) > 0 {

@@ -46,6 +46,8 @@ pub struct Machine {
     pub pins: [AtomicU64; 24],
     /// How often a device still wants an interrupt of that vector; the handler serves it once.
     pub devices: [AtomicU64; 256],
+    /// The vector that is not ended before the test says so (0); none: 0.
+    pub lingers: AtomicU64,
     /// Each vCPU's part.
     pub cpus: [Cpu; CPUS],
 }
