@@ -19,8 +19,8 @@
 //! # Locks
 //!
 //! From the outside in; all sleep.
-//! 1. the inode lock: one `write()` or `fallocate()`, one folio's split or the step that puts a merged
-//!    one in its place, or one call for seals at a time;
+//! 1. the inode lock: one `write()`, `fallocate()` or `lseek()` to data or holes, one folio's split or the step
+//!    that puts a merged one in its place, or one call for seals at a time;
 //! 2. the caller's `mmap_lock`, when mm calls for a fault;
 //! 3. the mapping's invalidate lock: shared by whoever adds pages or looks into them (fault, read, write,
 //!    allocate), taken alone to punch, split and merge; alone too, without the inode lock, by a fault that

@@ -45,7 +45,7 @@ impl File {
         };
         self.stats.split.tried();
         mapping.unmap(&block.pages());
-        let mut attempt = 0;
+        let (mut attempt, mut held) = (0, None);
         loop {
             let before = mapping.look(page..page + 1);
             let pinned = before.is_some_and(|state| state.pinned != 0 && is_referenced(&state));
@@ -63,12 +63,12 @@ impl File {
             attempt += 1;
             // A reference may have come after the look before, or be gone by now.
             let Some(after) = mapping.look(page..page + 1) else {
+                self.stats.split.done();
                 return Ok(None);
             };
-            let held = [Some(after), before]
-                .into_iter()
-                .flatten()
-                .find(is_referenced);
+            // Of all tries: who held it in one is why it was not split then.
+            let seen = [Some(after), before, held];
+            held = seen.into_iter().flatten().find(is_referenced);
             let state = held.unwrap_or(after);
             if !may_try(attempt, tries, pinned) {
                 let refused = Refused::folio(state);

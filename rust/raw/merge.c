@@ -92,7 +92,8 @@ int kvmate_mapping_replace(struct address_space *mapping, struct address_space *
 			WRITE_ONCE(mapping->nrpages, pages);
 		}
 		xas_unlock_irq(&xas);
-	} while (xas_nomem(&xas, GFP_KERNEL));
+		/* Nobody is killed for it: the inode's nodes are charged. */
+	} while (xas_nomem(&xas, GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN));
 	if (ret)
 		*busy = frozen;
 	else

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("as_memfd", as_memfd),
         ("writable_mappings_are_busy", writable_mappings_are_busy),
         ("held_pages_are_busy", held_pages_are_busy),
+        ("pinned_for_writing_is_busy", pinned_for_writing_is_busy),
         ("held_one_after_another", held_one_after_another),
         ("mapped_before_future_write", mapped_before_future_write),
         ("beside_older_mappings", beside_older_mappings),
@@ -227,6 +228,24 @@ fn held_pages_are_busy() -> Result<()> {
         ensure_eq!(add(&file, WRITE), Ok(FUTURE | WRITE), "let go");
         // SAFETY: Our own mapping, not used any more.
         Errno::result(unsafe { libc::munmap(map.cast(), SIZE) })?;
+    }
+    kvmate.unload()
+}
+
+/// Who has pinned pages for writing may write to them without a mapping.
+fn pinned_for_writing_is_busy() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    for (file, add) in pair()? {
+        let map = mmap(&file, SIZE, BOTH, libc::MAP_SHARED)?;
+        // SAFETY: Our own mapping, which is there.
+        unsafe { map.add(PAGE).write_volatile(7) };
+        let pin = try_pin(By::Ring, map as usize + PAGE)?;
+        // SAFETY: Our own mapping, not used any more.
+        Errno::result(unsafe { libc::munmap(map.cast(), SIZE) })?;
+        ensure_eq!(add(&file, WRITE), Err(Errno::EBUSY), "a pin that writes");
+        ensure_eq!(add(&file, 0), Ok(0), "no seal then");
+        drop(pin);
+        ensure_eq!(add(&file, WRITE), Ok(WRITE), "let go");
     }
     kvmate.unload()
 }

@@ -231,6 +231,9 @@ fn memory_files() -> Result<()> {
         "{info:?}"
     );
     for (name, number) in info {
+        let reshaped = |of_what: &str, result: &str| {
+            format!("kvmate_gmem_{of_what}s_total{{{of},result=\"{result}\"}}")
+        };
         let sample = match name.rsplit_once("_order") {
             Some(("folios", order)) => format!("kvmate_gmem_folios{{{of},order=\"{order}\"}}"),
             Some(("faults", order)) => {
@@ -243,7 +246,13 @@ fn memory_files() -> Result<()> {
                 "punch_asked" | "punch_freed" | "punch_kept_referenced" => {
                     format!("kvmate_gmem_{name}_bytes_total{{{of}}}")
                 }
-                _ => continue,
+                "failed" => format!("kvmate_gmem_failed_pages{{{of}}}"),
+                "punch_refused" => format!("kvmate_gmem_punch_refused_total{{{of}}}"),
+                "split_done" | "merge_done" => reshaped(&name[..5], "done"),
+                _ => match name.split_once("_failed_") {
+                    Some((of_what, why)) => reshaped(of_what, why),
+                    None => continue,
+                },
             },
         };
         ensure_eq!(metrics.whole(&sample)?, number, "{sample}");

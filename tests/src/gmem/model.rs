@@ -210,7 +210,12 @@ impl Pair {
         let mut said = shape::call(&self.ours.0, shape, &mut range);
         // Whoever holds a page though nobody is to, will not hold it long.
         for _ in 0..60_000 {
-            if self.held || said != Err(Errno::EAGAIN) {
+            // ENOMEM: it was gone again each time that somebody looked.
+            let again = match shape {
+                Shape::Split => matches!(said, Err(Errno::EAGAIN | Errno::ENOMEM)),
+                Shape::Merge => said == Err(Errno::EAGAIN),
+            };
+            if self.held || !again {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(1));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The families of memory files.
 
-use super::{super::model::MemoryFile, family, owned};
+use super::{super::model::MemoryFile, family, label, owned};
 use prometheus_client::{
     encoding::DescriptorEncoder,
     metrics::MetricType::{self, Counter, Gauge},
@@ -10,7 +10,7 @@ use prometheus_client::{
 use std::fmt;
 
 /// A memory file's numbers: the name in `info`, the family's, its unit, what it is, and help.
-const NUMBERS: [(&str, &str, Option<Unit>, MetricType, &str); 7] = [
+const NUMBERS: [(&str, &str, Option<Unit>, MetricType, &str); 9] = [
     (
         "size",
         "gmem_size",
@@ -60,6 +60,29 @@ const NUMBERS: [(&str, &str, Option<Unit>, MetricType, &str); 7] = [
         Counter,
         "Of these, those of folios to which somebody held a reference",
     ),
+    (
+        "punch_refused",
+        "gmem_punch_refused",
+        None,
+        Counter,
+        "Edges of holes at which a folio could not be split",
+    ),
+    (
+        "failed",
+        "gmem_failed_pages",
+        None,
+        Gauge,
+        "Pages that failed and were taken out, at offsets that nobody punched since",
+    ),
+];
+
+/// What came of splits and merges: the end of the name in `info`, and the label.
+const RESULTS: [(&str, &str); 5] = [
+    ("done", "done"),
+    ("failed_referenced", "referenced"),
+    ("failed_memory", "memory"),
+    ("failed_hole", "hole"),
+    ("failed_poisoned", "poisoned"),
 ];
 
 /// Write all of them.
@@ -94,6 +117,28 @@ pub fn encode(to: &mut DescriptorEncoder, files: &[MemoryFile]) -> fmt::Result {
             })
         });
         family(to, name, help, None, kind, samples)?;
+    }
+    for (key, name, help) in [
+        (
+            "split",
+            "gmem_splits",
+            "Splits of folios, whoever wanted them",
+        ),
+        (
+            "merge",
+            "gmem_merges",
+            "Blocks that were to be merged to one folio",
+        ),
+    ] {
+        let samples = files.iter().flat_map(|file| {
+            RESULTS.into_iter().filter_map(move |(end, result)| {
+                let count = file.numbers.get(&format!("{key}_{end}"))?;
+                let mut labels = of(file);
+                labels.push(label("result", result));
+                Some((labels, (*count).into()))
+            })
+        });
+        family(to, name, help, None, Counter, samples)?;
     }
     Ok(())
 }

@@ -52,7 +52,8 @@ fn scrape() -> Scrape {
         }],
     };
     let info = "size 4096\nallocated 8192\nfolios_order0 1\nfolios_order9 2\nfaults_order0 3\nfallbacks 4\n\
-                punch_asked 5\npunch_freed 6\npunch_kept_unsplit 7\npunch_kept_referenced 8\nnew 9\n";
+                punch_asked 5\npunch_freed 6\npunch_kept_unsplit 7\npunch_kept_referenced 8\nnew 9\n\
+                punch_refused 10\nfailed 11\nsplit_tried 12\nsplit_done 13\nsplit_failed_memory 14\nmerge_done 15\n";
     let ended = Vm {
         name: "7-x1".into(),
         ..Vm::default()
