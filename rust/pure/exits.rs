@@ -308,16 +308,37 @@ impl Record {
         mark
     }
 
-    /// A reader: the last exit, if there was one.
+    /// A reader: the last exit, if there was one; of one moment, unless the writer stands still between the
+    /// stores of an exit.
     pub fn last(&self, vendor: Vendor) -> Option<Last> {
-        let slot = self
-            .slots
-            .get(((self.last.load(Relaxed) & SLOT) as usize).wrapping_sub(1))?;
+        let read = || {
+            let slot = self.last.load(Acquire) & SLOT;
+            let read = (slot, self.since.load(Acquire), self.rip.load(Acquire));
+            fence(Acquire);
+            read
+        };
+        let mut seen = read();
+        // Exits are a thousand times as far apart.
+        for _ in 0..100 {
+            let before = core::mem::replace(&mut seen, read());
+            if seen == before {
+                break;
+            }
+        }
+        let (slot, since, rip) = seen;
+        let slot = self.slots.get((slot as usize).wrapping_sub(1))?;
         Some(Last {
             reason: self.reason(vendor, slot),
-            since: self.since.load(Relaxed),
-            rip: self.rip.load(Relaxed),
+            since,
+            rip,
         })
+    }
+
+    /// The writer: why the last exit was, if there was one.
+    pub fn last_reason(&self, vendor: Vendor) -> Option<Reason> {
+        let number = (self.last.load(Relaxed) & SLOT) as usize;
+        let slot = self.slots.get(number.wrapping_sub(1))?;
+        Some(self.reason(vendor, slot))
     }
 
     fn reason(&self, vendor: Vendor, slot: &Slot) -> Reason {
@@ -415,13 +436,11 @@ impl Line {
     /// Take in what another vCPU has for the same reason.
     pub fn add(&mut self, other: &Line) {
         self.count += other.count;
-        self.total += other.total;
+        // Years of many vCPUs that wait are more than 64 bits of cycles.
+        self.total = self.total.saturating_add(other.total);
         self.max = self.max.max(other.max);
         self.split += other.split;
-        self.parts.total += other.parts.total;
-        self.parts.user += other.parts.user;
-        self.parts.halted += other.parts.halted;
-        self.parts.preempted += other.parts.preempted;
+        self.parts.add(&other.parts);
         for (to, from) in self.buckets.iter_mut().zip(&other.buckets) {
             *to += from;
         }

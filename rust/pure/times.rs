@@ -39,6 +39,15 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// Take in others'.
+    pub fn add(&mut self, other: &Self) {
+        // Years of many vCPUs that wait are more than 64 bits of cycles.
+        self.total = self.total.saturating_add(other.total);
+        self.user = self.user.saturating_add(other.user);
+        self.halted = self.halted.saturating_add(other.halted);
+        self.preempted = self.preempted.saturating_add(other.preempted);
+    }
+
     /// The part that the kernel needed.
     #[cfg(test)]
     pub fn kernel(&self) -> u64 {

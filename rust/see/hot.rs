@@ -179,7 +179,7 @@ impl Accepting for Registry {
 /// What kind of fault the last exit was, and whether its address is a guest-physical one.
 pub(super) fn fault_class((source, record, _): &Hot, code: u64) -> (Class, bool) {
     let vendor = source.vendor();
-    let exit = record.last(vendor).and_then(|last| match last.reason {
+    let exit = record.last_reason(vendor).and_then(|reason| match reason {
         Reason::Code(code) => Some(code),
         Reason::Unknown => None,
     });

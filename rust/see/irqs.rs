@@ -12,9 +12,9 @@ use kernel::{
     sync::Arc,
 };
 
-/// Whether the running KVM tells of what LAPICs accept; for files, which cannot have the
-/// [`super::Watch`].
-pub(super) static ACCEPTS_TOLD: AtomicBool = AtomicBool::new(false);
+/// The running KVM does not tell of what LAPICs accept: found out when that is to be recorded. For files,
+/// which cannot have the [`super::Watch`].
+pub(super) static ACCEPTS_HIDDEN: AtomicBool = AtomicBool::new(false);
 
 /// Whether interrupts are recorded now; likewise.
 pub(super) static RECORDED: AtomicBool = AtomicBool::new(false);
@@ -61,7 +61,7 @@ impl Irqs {
         }
         Ok(Self {
             hidden,
-            accepts_hidden: !ACCEPTS_TOLD.load(Relaxed),
+            accepts_hidden: ACCEPTS_HIDDEN.load(Relaxed),
             vectors,
         })
     }

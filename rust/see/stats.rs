@@ -109,17 +109,18 @@ fn values(reading: &Reading, khz: u32) -> Values {
         irqs_accepted_hidden: reading.irqs.accepts_hidden.into(),
         ..Values::default()
     };
+    let add = |sum: &mut u64, ns: u64| *sum = sum.saturating_add(ns);
     for line in &reading.exits.lines {
         values.exits += line.count;
-        values.exit_ns += cycles::to_ns(line.total, khz);
+        add(&mut values.exit_ns, cycles::to_ns(line.total, khz));
         values.exit_max_ns = values.exit_max_ns.max(cycles::to_ns(line.max, khz));
         let [total, user, halted, preempted, kernel] = line.parts.ns(khz);
         values.times_exits += line.split;
-        values.times_ns += total;
-        values.times_user_ns += user;
-        values.times_halted_ns += halted;
-        values.times_preempted_ns += preempted;
-        values.times_kernel_ns += kernel;
+        add(&mut values.times_ns, total);
+        add(&mut values.times_user_ns, user);
+        add(&mut values.times_halted_ns, halted);
+        add(&mut values.times_preempted_ns, preempted);
+        add(&mut values.times_kernel_ns, kernel);
     }
     for line in &reading.msrs {
         values.msr_reads += line.reads;

@@ -43,12 +43,9 @@ pub(super) const LINES: u8 = 1;
 /// Somebody wants the event `exit`.
 pub(super) const EVENTS: u8 = 2;
 
-/// A reason as all tables call it.
-fn name(vendor: Vendor, code: Option<u64>) -> impl fmt::Display {
-    let reason = code.map_or(Reason::Unknown, |code| {
-        Reason::Code(reason::canonical(vendor, code))
-    });
-    exits::name(vendor, reason)
+/// A code's reason, as all tables know it.
+fn reason(vendor: Vendor, code: u64) -> Reason {
+    Reason::Code(reason::canonical(vendor, code))
 }
 
 impl Registry {
@@ -58,7 +55,9 @@ impl Registry {
         let wants = self.trace_wants();
         let info = source.info(vcpu);
         if wants & LINES != 0 {
-            let reason = name(source.vendor(), exit.map(|exit| exit.code));
+            let vendor = source.vendor();
+            let known = exit.map_or(Reason::Unknown, |exit| reason(vendor, exit.code));
+            let reason = exits::name(vendor, known);
             let rip = exit.map_or(0, |exit| exit.rip);
             self.trace_line(events, fmt!("exit {reason} rip {rip:#x} info {info:#x}"));
         }
@@ -80,19 +79,21 @@ impl Registry {
 }
 
 /// The guest goes on after an exit that is traced.
-pub(super) fn entry((source, _, events): &Hot, time: u64, rip: u64) {
-    let [code, info] = &events.traced;
+pub(super) fn entry((source, record, events): &Hot, time: u64, rip: u64) {
+    let (vendor, [code, info]) = (source.vendor(), &events.traced);
     let code = code.load(Relaxed);
-    let mut reason = Line::<REASON>::new();
+    let known = match code {
+        // Not known; or SVM's own code of a guest state that it refuses.
+        u64::MAX => record.last_reason(vendor).unwrap_or(Reason::Unknown),
+        code => reason(vendor, code),
+    };
+    let mut name = Line::<REASON>::new();
     // Cannot fail: what is too long is cut.
-    let _ = reason.write_fmt(fmt!(
-        "{}",
-        name(source.vendor(), (code != u64::MAX).then_some(code))
-    ));
+    let _ = name.write_fmt(fmt!("{}", exits::name(vendor, known)));
     trace_event::exit(&trace_event::Exit {
         vm: Line::<NAME>::of(&events.who.name()).as_c_str(),
         vcpu: events.who.vcpu(),
-        name: reason.as_c_str(),
+        name: name.as_c_str(),
         reason: code,
         rip,
         info: info.load(Relaxed),

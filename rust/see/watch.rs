@@ -3,7 +3,7 @@
 
 use super::{
     ended::Ended,
-    irqs::{ACCEPTS_TOLD, RECORDED},
+    irqs::{ACCEPTS_HIDDEN, RECORDED},
     layouts::Layouts,
     map::{self, Answer, Why},
     registry::Registry,
@@ -49,7 +49,12 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// Whether lines of that class are wanted of what happens in exits.
     fn traces(self, class: Class) -> bool {
-        self.observe && self.trace & class as u8 != 0
+        self.observe && self.asks(class)
+    }
+
+    /// Whether a knob asks for it, though it may not be observed.
+    fn asks(self, class: Class) -> bool {
+        self.trace & class as u8 != 0
     }
 }
 
@@ -267,7 +272,7 @@ impl Kvm {
                 Err(ENOENT) => None,
                 registered => Some(registered?),
             };
-            ACCEPTS_TOLD.store(accepts.is_some(), Relaxed);
+            ACCEPTS_HIDDEN.store(accepts.is_none(), Relaxed);
             Ok((probes, accepts))
         });
         registry.trace_exits(traced::LINES, wanted.traces(Class::Exits));
@@ -276,19 +281,19 @@ impl Kvm {
         let traced = have(
             of_msrs,
             wanted.traces(Class::Msrs),
-            before.traces(Class::Msrs),
+            before.asks(Class::Msrs),
             || Probes::of_msrs(tracepoints, tracer()?),
         )
         .and(have(
             of_faults,
             wanted.traces(Class::Faults),
-            before.traces(Class::Faults),
+            before.asks(Class::Faults),
             || Probes::of_page_faults(tracepoints, tracer()?),
         ))
         .and(have(
             of_irqs,
             wanted.traces(Class::Interrupts),
-            before.traces(Class::Interrupts),
+            before.asks(Class::Interrupts),
             || Probes::of_interrupts(tracepoints, tracer()?),
         ));
         RECORDED.store(self.irqs.is_some(), Relaxed);
@@ -332,6 +337,8 @@ impl KvmEvents for Watch {
             self.registry.hide();
             drop(kvm);
         }
+        // Another may be of another build.
+        ACCEPTS_HIDDEN.store(false, Relaxed);
         self.registry.poke.kvm_goes();
         drop(state);
         self.layouts.forget();

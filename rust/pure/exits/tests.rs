@@ -276,4 +276,10 @@ fn lines_add_up() {
     assert_eq!((sum.count, sum.timed(), sum.total, sum.max), (2, 2, 21, 11));
     assert_eq!(sum.average(), 10);
     assert_eq!(Line::EMPTY.average(), 0);
+    // More than there is room for.
+    sum.total = u64::MAX - 1;
+    sum.parts.halted = u64::MAX;
+    let mut more = sum.clone();
+    more.add(&sum);
+    assert_eq!((more.total, more.parts.halted), (u64::MAX, u64::MAX));
 }

@@ -18,7 +18,7 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     thread,
     time::Duration,
@@ -355,47 +355,70 @@ fn refused() -> Result<()> {
 fn open_files_hold() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let guest = Guest::new(Program::Out)?;
+    let to_write = |name: &str| name.ends_with("reset") || name.ends_with("/inject");
     let open = |name: &str| -> Result<File> {
         let path = Path::new(DEBUGFS).join(name);
-        let writes = name.ends_with("reset") || name.starts_with("knobs");
         OpenOptions::new()
-            .read(!name.ends_with("reset"))
-            .write(writes)
+            .read(!to_write(name))
+            .write(to_write(name) || name.starts_with("knobs"))
             .open(&path)
             .with_context(|| path.display().to_string())
     };
-    for name in ["version", "vermagic", "exits", "ended", "knobs/observe"] {
+    for name in [
+        "version",
+        "vermagic",
+        "exits",
+        "ended",
+        "layouts",
+        "trace_lost",
+        "knobs/observe",
+        "knobs/trace",
+        "knobs/trace_vm",
+    ] {
         let mut file = open(name)?;
         refused().with_context(|| name.to_owned())?;
         ensure!(file.read(&mut [0; 64])? > 0, "{name} says nothing");
     }
-    let files = [
+    let folder = format!("vms/{}", guest.name);
+    kvmate.write(&format!("{folder}/lookup"), "0x1000")?;
+    let mut held = Vec::new();
+    for name in [
         "exits",
+        "exits_hist",
         "vcpus",
         "vcpu0/exits",
         "times",
         "msrs",
         "faults",
         "irqs",
+        "snapshot",
+        "memslots",
+        "stage2",
+        "stage2_map",
+        "lookup",
+        "irqfds",
+        "bindings",
+        "latency",
+        "inject_status",
+        "storm",
+        "storm_status",
+        "inject",
         "reset",
-    ]
-    .map(|name| PathBuf::from("vms").join(&guest.name).join(name));
-    let mut held = Vec::new();
-    for path in &files {
-        let name = path.to_str().context("a name")?;
-        let file = open(name)?;
-        refused().with_context(|| name.to_owned())?;
+    ] {
+        let name = format!("{folder}/{name}");
+        let file = open(&name)?;
+        refused().with_context(|| name.clone())?;
         drop(file);
-        held.push((name, open(name)?));
+        held.push((name.clone(), open(&name)?));
     }
     // Half read: what is left of it belongs to a file that goes.
-    for (name, file) in &mut held[..7] {
-        ensure!(file.read(&mut [0; 8])? == 8, "{name} says nothing");
+    for (name, file) in held.iter_mut().filter(|(name, _)| !to_write(name)) {
+        ensure!(file.read(&mut [0; 2])? == 2, "{name} says nothing");
     }
     drop(guest);
     storm::until_ended(1)?;
     while let Some((name, mut file)) = held.pop() {
-        let answers = if name.ends_with("reset") {
+        let answers = if to_write(&name) {
             [file.write(b"1").map(drop), file.write(b"x").map(drop)]
         } else {
             [(); 2].map(|()| file.read(&mut [0; 64]).map(drop))

@@ -3,6 +3,7 @@
 //! trace-cmd and bpftrace read them.
 
 use anyhow::{ensure, Context, Result};
+use kvm_ioctls::VcpuExit;
 use kvmate_tests::{
     ensure_eq,
     ftrace::{self, Buffer, Entry, TRACEFS},
@@ -14,10 +15,14 @@ use kvmate_tests::{
     },
     guest::{
         irq::Trigger,
+        long,
         steps::{self, Guest, Step},
+        Vm,
     },
+    hung::named,
     ktap,
     module::{self, Kvmate, Stop},
+    oracle,
     poke::{self, poked, PIN, VECTOR},
     seen, storm, table,
     trace::{Trace, What},
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
         ("listed", listed),
         ("exit", exit),
         ("exit_while_times_are_split", exit_while_times_are_split),
+        ("exit_of_a_refused_state", exit_of_a_refused_state),
         ("interrupts", interrupts),
         ("gmem", gmem),
         ("gmem_reshaped", gmem_reshaped),
@@ -212,6 +218,34 @@ fn exit_while_times_are_split() -> Result<()> {
     let slept = 5 * pause.as_nanos() as u64;
     ensure!(ports.user >= slept, "{} ns of {slept}: {text}", ports.user);
     drop(guest);
+    kvmate.unload()
+}
+
+/// Hardware refuses a state, with all ones as code on SVM, and the VMM mends it: the event has the name that
+/// the table has.
+fn exit_of_a_refused_state() -> Result<()> {
+    let kvmate = Kvmate::load("")?;
+    let vm = Vm::new(long::MEMORY, false)?;
+    long::load(&vm);
+    let mut vcpu = vm.vcpu(0)?;
+    long::start(&vcpu, 0, 0x40, 0)?;
+    let sound = vcpu.get_sregs()?;
+    let mut refused = sound;
+    // 64-bit code with the default size of 32-bit code.
+    refused.cs.db = 1;
+    vcpu.set_sregs(&refused)?;
+    let buffer = events()?;
+    let failed = |answer| matches!(answer, VcpuExit::FailEntry(..));
+    ensure!(failed(vcpu.run()?), "the state is not refused");
+    vcpu.set_sregs(&sound)?;
+    vcpu.run().context("the state that is mended")?;
+    let entries = buffer.read()?;
+    let found = of(&entries, "exit");
+    let first = found.first().context("no event")?;
+    let name = named("invalid_guest_state", "INVALID_STATE|FAILED_VMENTRY");
+    let begin = format!("vm {} vcpu 0: {name} ", oracle::name_of(&vm.fd));
+    ensure!(first.starts_with(&begin), "{first}, not {begin}");
+    drop((vcpu, vm));
     kvmate.unload()
 }
 

@@ -256,6 +256,9 @@ fn interrupts() -> Result<()> {
 fn reads() -> Result<()> {
     let kvmate = Kvmate::load("")?;
     let (vm, _vcpus) = at_rest(1, &STEPS)?;
+    let values = Stats::from_file(stats_of(&vm)?)?.read()?;
+    // Nobody has looked yet whether it is.
+    ensure_eq!(values.get("irqs_accepted_hidden")?, 0, "hidden");
     let mut file = stats_of(&vm)?;
     let layout = binary_stats::check(&file)?;
     let data = layout
