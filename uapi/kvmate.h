@@ -30,7 +30,7 @@
 #define KVMATE_IOCTL_TYPE	0xE7
 
 /* Features in kvmate_info: what this module, on this kernel, can do now. */
-#define KVMATE_FEATURE_KVM	(1ULL << 0)	/* kvm was there when kvmate was loaded */
+#define KVMATE_FEATURE_KVM	(1ULL << 0)	/* kvm is there */
 #define KVMATE_FEATURE_EXITS	(1ULL << 1)	/* VM exits can be counted */
 #define KVMATE_FEATURE_POKE	(1ULL << 2)	/* VMs can be bound to and injected into */
 
@@ -113,7 +113,8 @@ struct kvmate_vm_stats {
  *   exit_max_ns		the longest of them; peak
  *   exit_hist			how many of them took 0 ns, 1, 2 and 3, 4 to 7, ...: a logarithmic
  *				histogram of 48 buckets with the sum exit_timed. Times within a
- *				sixteenth of a bound may stand on its other side
+ *				sixteenth of a bound may stand on its other side; those of 2^45
+ *				cycles and more are all in the bucket of that length
  *   times_exits		exits whose time was split, while knobs/times was 1
  *   times_ns			these times: the sum of the next four
  *   times_user_ns		in user space
@@ -131,7 +132,8 @@ struct kvmate_vm_stats {
  *   irqs_hidden		1: hardware does both by itself (APICv, AVIC), or did, and what the
  *				two before this one say is not all
  *   irqs_accepted		interrupts that KVM gave to LAPICs, while knobs/irqs was 1
- *   irqs_accepted_hidden	1: KVM was built so that this cannot be told
+ *   irqs_accepted_hidden	1: KVM was built so that this cannot be told, as was found out
+ *				when knobs/irqs was last set
  */
 #define KVMATE_GET_VM_STATS	_IOW(KVMATE_IOCTL_TYPE, 0x08, struct kvmate_vm_stats)
 
@@ -179,8 +181,10 @@ struct kvmate_gmem {
  *              and the alignment allow. Reading or writing a hole allocates it; beyond the end, or
  *              where there is no memory (of the node, or below the cgroup's limit): SIGBUS. Nobody
  *              is killed for want of the file's pages; page tables are memory as any other
- *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL or
- *              EAGAIN: only KVMATE_GMEM_MERGE merges a file's pages
+ *   madvise    MADV_REMOVE is a punch; MADV_COLLAPSE maps by PMD what is of 2 MiB, else EINVAL,
+ *              EAGAIN, or, for want of memory that it would not need, ENOMEM or EBUSY: only
+ *              KVMATE_GMEM_MERGE merges a file's pages. MADV_COLD and MADV_PAGEOUT of a part of a
+ *              folio split it, without losing anything; the split counters do not know of that
  *   read       of a hole gives zeros and allocates nothing; EFAULT. Whole, but when killed
  *   write      beyond the end: EPERM, having written what fits; ENOMEM; EFAULT. Likewise
  *   ftruncate  EPERM, to the size that it has: 0
@@ -331,7 +335,9 @@ struct kvmate_gmem_range {
  *
  * Errors, with a prefix done (@done):
  *   EAGAIN	see above
- *   ENOMEM	no memory: for a new folio (or the cgroup's limit), or to split one
+ *   ENOMEM	no memory: for a new folio (or the cgroup's limit), or to split one; or, to
+ *		split, a reference that nobody saw for being gone again (@refused has
+ *		references as expected)
  *   EHWPOISON	to merge: a page has failed
  *   EINVAL	to merge: a hole, without KVMATE_GMEM_FILL; then @refused has
  *		KVMATE_GMEM_HOLE
@@ -375,7 +381,8 @@ struct kvmate_gmem_seals {
  * To add KVMATE_GMEM_SEAL_WRITE all pages are looked at, and where one is held, all processors are
  * asked to sort in the pages that they keep in lists of theirs. One that runs a real-time task
  * (SCHED_FIFO) may let that wait, without an end and not to be interrupted; calls that write,
- * punch, allocate, split, merge or seal this file wait then too. Faults and reads do not.
+ * punch, allocate, split, merge or seal this file, lseek() to data or holes, fchmod() and
+ * ftruncate() wait then too. Faults and reads do not.
  *
  * Errors; no seal is added then:
  *   EPERM	the descriptor is not open for writing, and @add is not zero; or the file has

@@ -83,9 +83,9 @@ void kvmate_vcpu_sample(struct kvm_vcpu *vcpu, struct kvmate_vcpu_sample *sample
 }
 
 /*
- * The memslot of a guest frame: its number, with its address space's above bit 16; -1 where there is
- * no memory. The caller runs the vCPU and so holds kvm->srcu. As KVM's own look-up, but it does not
- * touch the slot that KVM remembers.
+ * The memslot of a guest frame: its number, with its address space's above bit 16; -1 where there
+ * is no memory. The caller runs the vCPU and so holds kvm->srcu. As KVM's own look-up, but it does
+ * not touch the slot that KVM remembers.
  */
 int kvmate_vcpu_memslot(struct kvm_vcpu *vcpu, u64 gfn)
 {
@@ -102,7 +102,7 @@ bool kvmate_vm_apicv(struct kvm *kvm)
 	return !READ_ONCE(kvm->arch.apicv_inhibit_reasons);
 }
 
-/* What waits to get into the guest, as far as it is not the LAPIC's alone: that is private to KVM. */
+/* What waits to get into the guest, but for what is the LAPIC's alone: that is private to KVM. */
 void kvmate_vcpu_pending(struct kvm_vcpu *vcpu, struct kvmate_vcpu_pending *pending)
 {
 	struct kvm_vcpu_arch *arch = &vcpu->arch;
@@ -158,9 +158,9 @@ struct mm_struct *kvmate_vm_mm(struct kvm *kvm)
 }
 
 /*
- * Whether the current task is in KVM_RUN of one of the VM's vCPUs. A task that runs several vCPUs by
- * turns is the last that ran each, but wants to run one only. Whoever runs one sets vcpu->pid before
- * it says that it wants to, so the order of looking makes another's run not ours.
+ * Whether the current task is in KVM_RUN of one of the VM's vCPUs. A task that runs several vCPUs
+ * by turns is the last that ran each, but wants to run one only. Whoever runs one sets vcpu->pid
+ * before it says that it wants to, so the order of looking makes another's run not ours.
  */
 bool kvmate_vm_is_run_here(struct kvm *kvm)
 {

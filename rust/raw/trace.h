@@ -55,7 +55,10 @@ void kvmate_event_gmem_split(u64 file, u64 offset, u32 from, u32 to);
 void kvmate_event_gmem_merge(u64 file, u64 offset, u32 folios, u32 order);
 void kvmate_event_gmem_refused(const struct kvmate_gmem_refused_event *event);
 
-/* Take trace_printk()'s buffers, with the kernel's notice, if nobody has yet. One at a time; sleeps. */
+/*
+ * Take trace_printk()'s buffers, with the kernel's notice, if nobody has yet. One at a time;
+ * sleeps.
+ */
 void kvmate_trace_begin(void);
 /* A line in the trace. */
 void kvmate_trace_line(const char *text);
