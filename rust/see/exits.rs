@@ -164,21 +164,24 @@ impl Exits {
     }
 }
 
-/// `vms/*/exits`
-pub(super) struct OfVm(pub(super) Arc<Vm>);
+/// How a table tells of exits.
+type Show = fn(&Exits, &SeqFile) -> Result;
+
+/// `vms/*/exits` and its like: a table that is made of a VM's exits.
+pub(super) struct OfVm(pub(super) Arc<Vm>, pub(super) Show);
 
 impl Table for OfVm {
     fn show(&self, out: &SeqFile) -> Result {
-        Exits::of(&self.0.recordings()?)?.show(out)
+        (self.1)(&Exits::of(&self.0.recordings()?)?, out)
     }
 }
 
-/// `vms/*/vcpu*/exits`
-pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
+/// `vms/*/vcpu*/exits` and its like: of a vCPU's.
+pub(super) struct OfVcpu(pub(super) Arc<Vcpu>, pub(super) Show);
 
 impl Table for OfVcpu {
     fn show(&self, out: &SeqFile) -> Result {
-        Exits::of(&[self.0.recording()])?.show(out)
+        (self.1)(&Exits::of(&[self.0.recording()])?, out)
     }
 }
 

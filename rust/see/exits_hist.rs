@@ -2,19 +2,15 @@
 //! The tables `exits_hist`: how long exits took, one line a reason, of one vCPU or of all of a VM. What
 //! `exits` tells of as percentiles is here by powers of two, for those who add up or draw.
 
-use super::{
-    exits::{self, Exits},
-    vm::{Vcpu, Vm},
-};
+use super::exits::{self, Exits};
 use crate::{
     pure::{cycles, exits::Line, histogram::Histogram, reason::Vendor},
-    wrap::{debugfs::Table, tsc},
+    wrap::tsc,
 };
 use kernel::{
     fmt,
     prelude::*,
     seq_file::{seq_print, SeqFile},
-    sync::Arc,
 };
 
 /// A line as it is shown.
@@ -32,30 +28,11 @@ impl fmt::Display for Row<'_> {
 }
 
 /// The table.
-pub(super) fn show(out: &SeqFile, exits: &Exits) {
+pub(super) fn show(exits: &Exits, out: &SeqFile) -> Result {
     seq_print!(out, "reason timed total_ns histogram\n");
     let khz = tsc::khz();
     for line in &exits.lines {
         seq_print!(out, "{}\n", Row(exits.vendor, line, khz));
     }
-}
-
-/// `vms/*/exits_hist`
-pub(super) struct OfVm(pub(super) Arc<Vm>);
-
-impl Table for OfVm {
-    fn show(&self, out: &SeqFile) -> Result {
-        show(out, &Exits::of(&self.0.recordings()?)?);
-        Ok(())
-    }
-}
-
-/// `vms/*/vcpu*/exits_hist`
-pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
-
-impl Table for OfVcpu {
-    fn show(&self, out: &SeqFile) -> Result {
-        show(out, &Exits::of(&[self.0.recording()])?);
-        Ok(())
-    }
+    Ok(())
 }

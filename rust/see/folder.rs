@@ -2,7 +2,8 @@
 //! A VM's part of the debugfs tree.
 
 use super::{
-    exits, exits_hist, faults, irqs,
+    exits::{self, Exits},
+    exits_hist, faults, irqs,
     map::{Lookup, Memslots, Ranges, Stage2},
     msrs,
     registry::Registry,
@@ -58,8 +59,8 @@ impl Folder {
             vm: vm.clone(),
             registry: registry.clone(),
         };
-        let exits = Arc::new(exits::OfVm(vm.clone()), GFP_KERNEL)?;
-        let exits_hist = Arc::new(exits_hist::OfVm(vm.clone()), GFP_KERNEL)?;
+        let exits = Arc::new(exits::OfVm(vm.clone(), Exits::show), GFP_KERNEL)?;
+        let exits_hist = Arc::new(exits::OfVm(vm.clone(), exits_hist::show), GFP_KERNEL)?;
         let vcpus = Arc::new(Vcpus(vm.clone()), GFP_KERNEL)?;
         let inject = Inject::new(vm.clone(), registry.poke.clone());
         let status = InjectStatus(vm.clone());
@@ -68,7 +69,7 @@ impl Folder {
         let bindings = Arc::new(Bindings(vm.clone()), GFP_KERNEL)?;
         let storm = StormFile::new(vm.clone(), registry.poke.clone());
         let storm_status = StormStatus(vm.clone());
-        let times = Arc::new(times::OfVm(vm.clone()), GFP_KERNEL)?;
+        let times = Arc::new(exits::OfVm(vm.clone(), times::show), GFP_KERNEL)?;
         let msrs = Arc::new(msrs::OfVm(vm.clone()), GFP_KERNEL)?;
         let faults = Arc::new(faults::OfVm(vm.clone()), GFP_KERNEL)?;
         let irqs = Arc::new(irqs::OfVm(vm.clone()), GFP_KERNEL)?;
@@ -110,9 +111,9 @@ impl Folder {
         self.vcpus.reserve(1, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("vcpu{}", vcpu.number))?;
         let dir = Dir::new(&name, Some(&self.dir))?;
-        let exits = Arc::new(exits::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
-        let exits_hist = Arc::new(exits_hist::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
-        let times = Arc::new(times::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
+        let exits = Arc::new(exits::OfVcpu(vcpu.clone(), Exits::show), GFP_KERNEL)?;
+        let exits_hist = Arc::new(exits::OfVcpu(vcpu.clone(), exits_hist::show), GFP_KERNEL)?;
+        let times = Arc::new(exits::OfVcpu(vcpu.clone(), times::show), GFP_KERNEL)?;
         let msrs = Arc::new(msrs::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let faults = Arc::new(faults::OfVcpu(vcpu.clone()), GFP_KERNEL)?;
         let irqs = Arc::new(irqs::OfVcpu(vcpu.clone()), GFP_KERNEL)?;

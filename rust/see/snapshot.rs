@@ -150,9 +150,9 @@ fn show_reading(out: &SeqFile, reading: &Reading) -> Result {
     seq_print!(out, "\n[exits]\n");
     reading.exits.show(out)?;
     seq_print!(out, "\n[exits_hist]\n");
-    exits_hist::show(out, &reading.exits);
+    exits_hist::show(&reading.exits, out)?;
     seq_print!(out, "\n[times]\n");
-    times::show(out, &reading.exits);
+    times::show(&reading.exits, out)?;
     seq_print!(out, "\n[msrs]\n");
     msrs::show(out, &reading.msrs);
     seq_print!(out, "\n[faults]\n");

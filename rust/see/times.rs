@@ -3,19 +3,15 @@
 //!
 //! Only exits made while `knobs/times` was 1 are in them: see [`crate::pure::times`].
 
-use super::{
-    exits::{self, Exits},
-    vm::{Vcpu, Vm},
-};
-use crate::wrap::{debugfs::Table, tsc};
+use super::exits::{self, Exits};
+use crate::wrap::tsc;
 use kernel::{
     prelude::*,
     seq_file::{seq_print, SeqFile},
-    sync::Arc,
 };
 
 /// The table.
-pub(super) fn show(out: &SeqFile, exits: &Exits) {
+pub(super) fn show(exits: &Exits, out: &SeqFile) -> Result {
     let khz = tsc::khz();
     seq_print!(
         out,
@@ -29,24 +25,5 @@ pub(super) fn show(out: &SeqFile, exits: &Exits) {
             "{reason} {count} {total} {user} {halted} {preempted} {kernel}\n"
         );
     }
-}
-
-/// `vms/*/times`
-pub(super) struct OfVm(pub(super) Arc<Vm>);
-
-impl Table for OfVm {
-    fn show(&self, out: &SeqFile) -> Result {
-        show(out, &Exits::of(&self.0.recordings()?)?);
-        Ok(())
-    }
-}
-
-/// `vms/*/vcpu*/times`
-pub(super) struct OfVcpu(pub(super) Arc<Vcpu>);
-
-impl Table for OfVcpu {
-    fn show(&self, out: &SeqFile) -> Result {
-        show(out, &Exits::of(&[self.0.recording()])?);
-        Ok(())
-    }
+    Ok(())
 }
