@@ -8,12 +8,13 @@ use kvmate_tests::{
     guest::irq::{Chips, Guest, Running, Trigger},
     ktap,
     module::Kvmate,
-    poke::{self, poked, Device, MSI_VECTOR, PIN, VECTOR},
+    poke::{self, poked, Binding, Device, MSI_VECTOR, PIN, VECTOR},
     seen, storm,
 };
+use kvmate_uapi::kvmate_irqfd;
 use std::{
     fs,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     process::ExitCode,
     sync::atomic::Ordering::Release,
     thread,
@@ -66,6 +67,16 @@ fn timed() -> Result<Kvmate> {
     let kvmate = Kvmate::load("")?;
     kvmate.write("knobs/latency", "1")?;
     Ok(kvmate)
+}
+
+/// An eventfd that is bound to something of the guest.
+fn bound(
+    running: &Running<'_>,
+    asked: impl FnOnce(RawFd, RawFd) -> kvmate_irqfd,
+) -> Result<(EventFd, Binding)> {
+    let eventfd = EventFd::new(EFD_NONBLOCK)?;
+    let asked = asked(running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
+    Ok((eventfd, Device::open()?.bind(asked)?))
 }
 
 fn knob() -> Result<()> {
@@ -129,10 +140,8 @@ fn all_timed(name: &str, count: u64, (slowest, all): (u64, u64)) -> Result<()> {
 fn msis() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
-        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let (eventfd, _binding) = bound(guest.running, |v, e| poke::msi_at(v, e, msi))?;
         ensure_eq!(latency(&guest.name)?, (None, None), "before");
         let took = send(guest.running, 50, &eventfd, |n| guest.until(MSI_VECTOR, n))?;
         all_timed(&guest.name, 50, took)?;
@@ -150,10 +159,8 @@ fn msis() -> Result<()> {
 fn lowest_priority() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let msi = (0xfee0_0000, 0x100 | u32::from(MSI_VECTOR));
-        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let (eventfd, _binding) = bound(guest.running, |v, e| poke::msi_at(v, e, msi))?;
         let took = send(guest.running, 20, &eventfd, |n| guest.until(MSI_VECTOR, n))?;
         all_timed(&guest.name, 20, took)
     })?;
@@ -163,9 +170,7 @@ fn lowest_priority() -> Result<()> {
 fn pins() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
-        let _binding = device.bind(poke::gsi(v, e, PIN))?;
+        let (eventfd, _binding) = bound(guest.running, |v, e| poke::gsi(v, e, PIN))?;
         let took = send(guest.running, 50, &eventfd, |n| guest.until(VECTOR, n))?;
         all_timed(&guest.name, 50, took)
     })?;
@@ -176,10 +181,8 @@ fn pins() -> Result<()> {
 fn held_back() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
-        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let (eventfd, _binding) = bound(guest.running, |v, e| poke::msi_at(v, e, msi))?;
         guest.running.held(|| {
             eventfd.write(1)?;
             thread::sleep(Duration::from_millis(80));
@@ -205,9 +208,7 @@ fn pic_is_not_told() -> Result<()> {
     let vector = guest.pic(5, Trigger::Edge);
     let name = storm::name_of(&guest.vm);
     guest.run(|running| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
-        let _binding = device.bind(poke::gsi(v, e, 5))?;
+        let (eventfd, _binding) = bound(running, |v, e| poke::gsi(v, e, 5))?;
         send(running, 5, &eventfd, |n| running.until(0, vector, n))?;
         ensure_eq!(latency(&name)?, (None, None), "latency");
         Ok(())
@@ -220,10 +221,8 @@ fn others_are_not_timed() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
         poked(Trigger::Edge, |other| {
-            let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-            let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
             let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
-            let _binding = device.bind(poke::msi_at(v, e, msi))?;
+            let (eventfd, _binding) = bound(guest.running, |v, e| poke::msi_at(v, e, msi))?;
             for count in 1..=20 {
                 guest.running.signal(msi)?;
                 guest.until(MSI_VECTOR, count)?;
@@ -247,10 +246,8 @@ fn others_are_not_timed() -> Result<()> {
 fn one_in_service_is_another() -> Result<()> {
     let kvmate = timed()?;
     poked(Trigger::Edge, |guest| {
-        let (device, eventfd) = (Device::open()?, EventFd::new(EFD_NONBLOCK)?);
-        let (v, e) = (guest.running.vm.fd.as_raw_fd(), eventfd.as_raw_fd());
         let msi = (0xfee0_0000, u32::from(MSI_VECTOR));
-        let _binding = device.bind(poke::msi_at(v, e, msi))?;
+        let (eventfd, _binding) = bound(guest.running, |v, e| poke::msi_at(v, e, msi))?;
         let lingers = &guest.running.machine().lingers;
         lingers.store(MSI_VECTOR.into(), Release);
         guest.running.signal(msi)?;
