@@ -160,6 +160,7 @@ mod tests {
 
     #[test]
     fn a_table() {
+        assert!(File::new(3, "size 4096\nallocated 0\n", None).is_err());
         let mut out = Vec::new();
         table(&mut out, &files()).unwrap();
         let text = String::from_utf8(out).unwrap();

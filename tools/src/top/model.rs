@@ -85,12 +85,12 @@ impl Model {
 
     /// Whether something of what is chosen was not read yet.
     pub fn unread(&self) -> bool {
-        self.told().is_some() && self.more().is_none()
+        self.told().is_some_and(|told| self.more(told).is_none())
     }
 
     /// What was read of what is chosen only.
-    fn more(&self) -> Option<&Chosen> {
-        let more = self.told()?.chosen.as_ref();
+    fn more<'a>(&self, told: &'a Told) -> Option<&'a Chosen> {
+        let more = told.chosen.as_ref();
         more.filter(|more| more.vcpu == self.vcpu)
     }
 
@@ -218,16 +218,13 @@ impl Model {
     fn exits<'a>(&self, told: &'a Told) -> Option<&'a Exits> {
         match self.vcpu {
             None => Some(&told.exits),
-            vcpu => {
-                let more = told.chosen.as_ref().filter(|more| more.vcpu == vcpu);
-                more.and_then(|more| more.exits.as_ref())
-            }
+            Some(_) => self.more(told)?.exits.as_ref(),
         }
     }
 
     /// How long exits for that reason took. None: it was not read, or they have no time.
     pub fn histogram(&self, reason: &str) -> Option<&Histogram> {
-        let mut all = self.more()?.histograms.iter();
+        let mut all = self.more(self.told()?)?.histograms.iter();
         all.find(|histogram| histogram.reason == reason)
     }
 
